@@ -1,0 +1,230 @@
+"""Files that survive a kill: written beside the target, synced, renamed; and the run folder that holds them.
+
+A reader of any path below sees either the old file or the new one, never half of one. No pickles: JSON, NPZ
+(without objects), safetensors and PNG only.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sccam.errors import ResourceError, RunFolderError
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; when the block succeeds it is synced and renamed into place.
+
+    Raises:
+        ResourceError: the disk is full, read-only, or the folder may not be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise ResourceError(
+                f"cannot write: {error.strerror}",
+                where=path,
+                fix="free some space or choose another output folder; the previous file is intact",
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes `text` as UTF-8, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes `value` as indented JSON with a final newline, atomically. NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """The JSON value in `path`.
+
+    Raises:
+        RunFolderError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFolderError("a file of the run is missing", where=path, fix="run the stage that writes it") from None
+    except ValueError as error:
+        raise RunFolderError(f"not valid JSON: {error}", where=path) from error
+
+
+def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as a deflated NPZ, atomically. Object arrays are refused: they would need pickle."""
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"array {name!r} holds Python objects; only plain numbers and strings are written")
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **dict(arrays))
+
+
+def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
+    """The arrays of an NPZ file, read without pickle.
+
+    Raises:
+        RunFolderError: the file is missing, broken, or holds Python objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise RunFolderError("a file of the run is missing", where=path, fix="run the stage that writes it") from None
+    except Exception as error:  # zipfile, zlib and numpy raise half a dozen kinds for a broken archive
+        raise RunFolderError(f"broken array file: {error}", where=path, fix="delete it and resume the run") from error
+
+
+def sha256(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a state dict as safetensors, atomically. Tensors must not share storage."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, metadata=dict(metadata or {}))
+
+
+def read_tensors(path: Path | str) -> dict[str, Any]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        RunFolderError: the file is missing or broken.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise RunFolderError("a file of the run is missing", where=path, fix="run the stage that writes it") from None
+    except SafetensorError as error:
+        raise RunFolderError(f"broken weight file: {error}", where=path, fix="delete it and resume the run") from error
+
+
+def append_json_line(path: Path | str, record: Mapping[str, Any]) -> None:
+    """Appends one JSON record and a newline in a single write."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a weight file is, so that it can be used without guessing. Written beside the file as FILE.json."""
+
+    file: str
+    sha256: str
+    kind: str  # "cam_net" | "affinity_net" | "segmenter"
+    backbone: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]  # of RGB in [0, 1]
+    std: tuple[float, ...]
+    stride: int  # [px per cell] of the output grid
+    made_by: str  # "sccam 0.1.0"
+    made_from: dict[str, Any]  # what else it takes to build the network: heads, rates, K by class
+
+
+def write_weights(path: Path, tensors: Mapping[str, Any], **manifest: Any) -> Manifest:
+    """Writes weights and their manifest; the manifest comes last, so it never speaks of a file that is not there."""
+    from sccam import __version__
+
+    write_tensors(path, tensors)
+    record = Manifest(file=path.name, sha256=sha256(path), made_by=f"sccam {__version__}", **manifest)
+    write_json(path.with_name(path.name + ".json"), asdict(record))
+    return record
+
+
+def read_weights_with_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
+    """The weights and manifest of a file written by `write_weights`.
+
+    Raises:
+        RunFolderError: a file is missing, broken, or the weights are not those that the manifest speaks of.
+    """
+    record = Manifest(**read_json(path.with_name(path.name + ".json")))
+    if path.exists() and sha256(path) != record.sha256:
+        raise RunFolderError("the weight file is not the one its manifest names", where=path, why="it was changed")
+    return read_tensors(path), record
+
+
+class RunFolder:
+    """A run on disk: its plan, what is finished, its metrics. One process at a time.
+
+    Use as a context manager: entering takes the lock.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._lock: Any = None
+
+    def __enter__(self) -> RunFolder:
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / "lock")
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunFolderError(
+                "another process is working on this run", where=self.path, fix="wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise ResourceError(f"cannot use the run folder: {error.strerror}", where=self.path) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def state(self) -> dict[str, Any]:
+        """The content of run.json; empty for a new folder."""
+        path = self / "run.json"
+        return dict(read_json(path)) if path.exists() else {}
+
+    def update(self, **fields: Any) -> None:
+        """Replaces fields of run.json."""
+        write_json(self / "run.json", {**self.state(), **fields})
+
+    def finished(self, stage: str) -> bool:
+        """Whether `stage` has written all of its output."""
+        return stage in self.state().get("finished", {})
+
+    def finish(self, stage: str, **facts: Any) -> None:
+        """Marks `stage` as finished, with facts such as its seconds."""
+        self.update(finished={**self.state().get("finished", {}), stage: facts})
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends a record to metrics.jsonl."""
+        append_json_line(self / "metrics.jsonl", record)

@@ -1,0 +1,232 @@
+"""The command line: reads arguments, calls one function, prints. No arithmetic, no heavy import at the top."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sccam import __version__
+from sccam.errors import SccamError
+
+app = typer.Typer(
+    help="From images with tags to a pixel-level segmenter (SC-CAM).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Make and look at image folders.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+BUG_EXIT_CODE = 1
+INTERRUPTED_EXIT_CODE = 130
+
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")]
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder of images with tags, or a VOC 2012 folder.")],
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="photos, demo, voc12, or a TOML file.")
+    ] = "photos",
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME of the data folder by default.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, as table.name=value; repeatable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the folder first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the input, print the plan, train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Trains the whole chain on DATA: classifier rounds, maps, affinity, walk, pseudo labels, segmenter."""
+    from sccam import run
+
+    reporter = LineReporter(quiet=as_json)
+    folder = out or Path("runs") / data.resolve().name
+    overrides = set_ or []
+    if dry_run:
+        plan = run.plan(data, config, overrides)
+        print(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else run.plan_text(plan, folder))
+        return
+    scores = run.train(data, config, folder, overrides, resume=resume, overwrite=overwrite, reporter=reporter)
+    if as_json:
+        print(json.dumps(scores, indent=2, ensure_ascii=False))
+    else:
+        _print_scores(scores, folder)
+
+
+@app.command("eval")
+def evaluate(
+    predicted: Annotated[Path, typer.Argument(help="Folder of predicted index PNGs.")],
+    true: Annotated[Path, typer.Argument(help="Folder of true index PNGs.")],
+    classes: Annotated[Path | None, typer.Option(help="Class names, one a line, without background.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Scores PREDICTED masks against TRUE masks, matched by name; 255 in the truth is left out."""
+    from sccam.data.folder import read_classes
+    from sccam.stages.evaluate import evaluate_folders
+
+    result = evaluate_folders(predicted, true, None if classes is None else read_classes(classes))
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    rows = [
+        [name, _percent(result["iou"][name]), _percent(result["precision"][name]), _percent(result["recall"][name])]
+        for name in result["iou"]
+    ]
+    mean = ["mean", *(_percent(result[key]) for key in ("miou", "mean_precision", "mean_recall"))]
+    _print_table(f"{result['images']} images", ["class", "IoU", "precision", "recall"], [*rows, mean])
+
+
+@data_app.command("sample")
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or absent.")],
+    images: Annotated[int | None, typer.Option(min=10, help="How many images to draw.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same images.")] = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Draws a small set of images with tags, exact masks and hidden sub-categories, to try everything on."""
+    from sccam.data.sample import draw_sample
+
+    started = time.monotonic()
+    draw_sample(out, seed=seed) if images is None else draw_sample(out, images=images, seed=seed)
+    print(f"drew the sample set into {out} in {time.monotonic() - started:.1f} s")
+
+
+@app.command("version")
+def version() -> None:
+    """Prints the version."""
+    print(__version__)
+
+
+class LineReporter:
+    """Progress on the terminal: one living line with rate and time left, or plain lines where there is no terminal."""
+
+    PLAIN_SECONDS = 15.0  # between progress lines that cannot be overwritten
+
+    def __init__(self, *, quiet: bool):
+        self.stream = sys.stderr
+        self.quiet = quiet
+        self.living = self.stream.isatty()
+        self.name = ""
+        self.started = time.monotonic()
+        self.first_done: int | None = None  # items that were there when the stage was resumed
+        self.told_at = 0.0
+
+    def stage(self, name: str) -> None:
+        """Begins a stage."""
+        self.name, self.started, self.told_at, self.first_done = name, time.monotonic(), 0.0, None
+        if not self.living:
+            self._line(f"{name} ...")
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Items done in the stage."""
+        now = time.monotonic()
+        if self.first_done is None:
+            self.first_done = done - 1
+        pause = 0.1 if self.living else self.PLAIN_SECONDS
+        if now - self.told_at < pause and done < total:
+            return
+        if not self.living and self.told_at == 0.0 and done < total:
+            self.told_at = now
+            return
+        self.told_at = now
+        rate = (done - self.first_done) / max(1e-6, now - self.started)
+        left = max(0.0, (total - done) / rate) if rate > 0 else 0.0
+        text = f"{self.name}  {done}/{total}  {rate:.1f}/s  {_duration(left)} left  {note}".rstrip()
+        if self.living:
+            self._write(f"\r\x1b[2K{text}" + ("\n" if done >= total else ""))
+        else:
+            self._line(text)
+
+    def message(self, text: str) -> None:
+        """A line of its own."""
+        self._line(f"\r\x1b[2K{text}" if self.living else text)
+
+    def _line(self, text: str) -> None:
+        self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        if not self.quiet:
+            self.stream.write(text)
+            self.stream.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _print_scores(scores: dict[str, Any], folder: Path) -> None:
+    rows = []
+    for row in scores["rows"]:
+        setting = f"{'threshold' if 'threshold' in row else 'alpha'} {row.get('threshold', row.get('alpha')):.2f}"
+        if "threshold" not in row and "alpha" not in row:
+            setting = ""
+        rows.append(
+            [
+                row["stage"],
+                row["column"],
+                setting,
+                row["split"],
+                str(row["images"]),
+                "yes" if row["tags_used"] else "no",
+                _percent(row["miou"]),
+                _percent(row["f_score"]),
+            ]
+        )
+    _print_table("", ["stage", "column", "setting", "split", "images", "tags given", "mIoU", "F"], rows)
+    total = sum(scores["seconds"].values())
+    print(f"{_duration(total)} in all, peak memory {scores['peak_memory_mb']:.0f} MB")
+    print(f"scores        {folder / 'scores.json'}")
+    print(f"pseudo labels {folder / 'pseudo_labels'}")
+    print(f"segmenter     {folder / 'segmenter.safetensors'}")
+
+
+def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, box=None, header_style="bold")
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 120  # a pipe has no width of its own
+    Console(width=width).print(table)
+
+
+def main() -> None:
+    """Runs the command line; every error becomes four lines and an exit code."""
+    arguments = sys.argv[1:]
+    verbose = "-v" in arguments or "--verbose" in arguments
+    try:
+        app()
+    except SccamError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"error: {error}  (exit {error.exit_code})" if "\n" not in str(error) else _framed(error), file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("stopped at once; what was finished is saved", file=sys.stderr)
+        raise SystemExit(INTERRUPTED_EXIT_CODE) from None
+
+
+def _framed(error: SccamError) -> str:
+    first, *rest = str(error).split("\n")
+    return "\n".join([f"error: {first}  (exit {error.exit_code})", *rest])
+
+
+if __name__ == "__main__":
+    main()

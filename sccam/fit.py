@@ -1,0 +1,170 @@
+"""One training loop for the three trained networks: epochs, checkpoints, resume, a clean stop.
+
+A checkpoint is one safetensors file: weights, optimiser state, and the step reached. It is all that a resumed run
+needs, because batches are a function of (seed, epoch) and dropout is seeded anew at every step from (seed, step).
+So a run that was killed anywhere ends with the weights of the run that was not (on a CPU, to the bit).
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from sccam.artifacts import read_tensors, write_tensors
+from sccam.data.batches import BatchLoader, TrainingBatch
+from sccam.errors import Interrupted, NumericError, RunFolderError
+from sccam.nets.compute import Compute
+from sccam.stages.optim import OptimiserConfig, build_optimiser, poly_factor, set_learning_rate
+
+CHECKPOINT_SECONDS = 300.0  # at least this often, and after every epoch
+
+
+class StopRequest:
+    """Set by the first SIGINT or SIGTERM; the second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Takes SIGINT and SIGTERM inside the block (in the main thread; elsewhere it does nothing)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def check(self) -> None:
+        """Raises Interrupted when a stop was asked for."""
+        if self.signal is not None:
+            raise Interrupted("stopped on request; what was finished is saved")
+
+
+def fit(
+    model: nn.Module,
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    loader: BatchLoader,
+    loss_of: Callable[[TrainingBatch], Tensor],
+    *,
+    optimiser_config: OptimiserConfig,
+    epochs: int,
+    schedule_epochs: int,
+    seed: int,
+    compute: Compute,
+    checkpoint: Path,
+    stop: StopRequest,
+    on_step: Callable[[int, int], None],
+    on_epoch: Callable[[int, float, float], None],
+) -> None:
+    """Trains `model` in place for `epochs`, from its checkpoint if there is one.
+
+    Args:
+        groups: the network's `parameter_groups()`.
+        loss_of: the loss of one batch, a scalar; runs inside autocast.
+        schedule_epochs: T of the polynomial learning rate; not less than `epochs`.
+        seed: of dropout; batches have their own seed in the loader.
+        checkpoint: file that is written after every epoch and at least every five minutes.
+        on_step: called with (steps done, steps in all).
+        on_epoch: called with (epoch, mean loss, images per second).
+
+    Raises:
+        NumericError: the loss is NaN or infinite; the last checkpoint stays.
+        Interrupted: after a stop request, with the checkpoint written.
+    """
+    optimiser = build_optimiser(groups, optimiser_config)
+    scaler = torch.amp.GradScaler(torch.device(compute.device).type, enabled=compute.precision == "fp16")
+    total = epochs * loader.steps
+    horizon = schedule_epochs * loader.steps
+    done = _restore(checkpoint, model, optimiser, scaler) if checkpoint.exists() else 0
+    saved_at = time.monotonic()
+    model.train()
+    for epoch in range(done // loader.steps if loader.steps else 0, epochs):
+        losses, started, first_step = [], time.monotonic(), done % loader.steps
+        for batch in loader.epoch(epoch, first_step):
+            torch.manual_seed(seed * 1_000_003 + done)
+            set_learning_rate(optimiser, poly_factor(done, horizon, optimiser_config.power))
+            optimiser.zero_grad(set_to_none=True)
+            with compute.autocast():
+                loss = loss_of(batch)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise NumericError(
+                    f"the loss became {value} at step {done}",
+                    where=checkpoint.parent,
+                    why="a learning rate that is too high, or half precision",
+                    fix="lower the optimiser's lr or set precision = 'fp32', then start again with --overwrite",
+                )
+            if loss.requires_grad:  # a batch without one labelled pixel has nothing to teach
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                scaler.step(optimiser)
+                scaler.update()
+            done += 1
+            losses.append(value)
+            on_step(done, total)
+            if stop.signal is not None or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                _save(checkpoint, model, optimiser, scaler, done)
+                saved_at = time.monotonic()
+                stop.check()
+        seconds = max(1e-9, time.monotonic() - started)
+        if losses:
+            on_epoch(epoch, sum(losses) / len(losses), len(losses) * loader.batch / seconds)
+        _save(checkpoint, model, optimiser, scaler, done)
+        saved_at = time.monotonic()
+    model.eval()
+
+
+def _save(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, done: int
+) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimiser.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value)
+    tensors["done"] = torch.tensor(done)
+    tensors["scale"] = torch.tensor(float(scaler.get_scale()), dtype=torch.float64)
+    write_tensors(path, tensors)
+
+
+def _restore(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> int:
+    tensors = read_tensors(path)
+    try:
+        model.load_state_dict({name[6:]: tensors[name] for name in tensors if name.startswith("model.")})
+        # Loading sizes each entry by the parameter it belongs to; a fresh state dict gives the group layout.
+        layout = optimiser.state_dict()
+        layout["state"] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                _, index, key = name.split(".", 2)
+                layout["state"].setdefault(int(index), {})[key] = tensor
+        optimiser.load_state_dict(layout)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise RunFolderError(
+            f"the checkpoint does not fit this network: {error}",
+            where=path,
+            why="it was written with other settings",
+            fix="use the settings of the run, or start again with --overwrite",
+        ) from error
+    if scaler.is_enabled():
+        scaler.load_state_dict({**scaler.state_dict(), "scale": float(tensors["scale"])})
+    return int(tensors["done"])

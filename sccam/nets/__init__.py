@@ -1,0 +1,1 @@
+"""Networks: trunks with three taps, and the three heads that read them."""

@@ -1,0 +1,67 @@
+"""The classifier whose activation maps are the whole point: parent classes, and sub-categories beside them.
+
+Source: SC-CAM, network/resnet38_cls.py. The heads are 1x1 convolutions without bias, so pooling and head commute:
+a class logit is the spatial mean of its map before the ReLU. The paper's extra 3x3 convolution is in no released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sccam.nets.backbones import Backbone
+
+
+class CamNet(nn.Module):
+    """A trunk with a parent head of C classes and, in rounds 1 to 3, a head of S sub-categories.
+
+    Args:
+        backbone: the trunk; heads read its deep tap.
+        classes: C.
+        subcategories: S; 0 leaves the second head out.
+    """
+
+    def __init__(self, backbone: Backbone, classes: int, subcategories: int = 0) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = nn.Dropout2d(backbone.dropout)
+        self.parent = _head(backbone.channels[-1], classes)
+        self.sub = _head(backbone.channels[-1], subcategories) if subcategories > 0 else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normalised images [N 3 H W] -> parent logits [N C] and sub-category logits [N S] (None without that head)."""
+        pooled = _pool(self.dropout(self.backbone(x)[-1]))
+        sub_logits = None if self.sub is None else self.sub(pooled).flatten(1)
+        return self.parent(pooled).flatten(1), sub_logits
+
+    def pooled_features(self, x: Tensor) -> Tensor:
+        """[N 3 H W] -> [N D], the vectors that are clustered: spatial means of the deep tap, without dropout."""
+        return _pool(self.backbone(x)[-1]).flatten(1)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """[N 3 H W] -> parent maps [N C h w], rectified, not yet divided by their maximum (Eq. 1)."""
+        return F.relu(self.parent(self.backbone(x)[-1]))
+
+    def activation_of(self, x: Tensor, classes: Sequence[int] | Tensor) -> Tensor:
+        """[N 3 H W] -> maps [N P h w] of the P given classes only, in the given order; P may be 0."""
+        index = torch.as_tensor(classes, dtype=torch.long, device=self.parent.weight.device)
+        return F.relu(torch.einsum("ndhw,pd->nphw", self.backbone(x)[-1], self.parent.weight[index].flatten(1)))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by role: trunk "weights" and "norms", "heads", "head_biases" (none here)."""
+        heads = [p for head in (self.parent, self.sub) if head is not None for p in head.parameters()]
+        return {**self.backbone.parameter_groups(), "heads": heads, "head_biases": []}
+
+
+def _pool(features: Tensor) -> Tensor:
+    """[N D h w] -> [N D 1 1]."""
+    return F.adaptive_avg_pool2d(features, 1)
+
+
+def _head(channels: int, outputs: int) -> nn.Conv2d:
+    head = nn.Conv2d(channels, outputs, 1, bias=False)
+    nn.init.xavier_uniform_(head.weight)
+    return head

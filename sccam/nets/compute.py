@@ -1,0 +1,64 @@
+"""Where a network runs and how precisely: device, autocast, memory layout, normalised input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sccam.errors import BackendUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A resolved device and precision; made by `resolve`, passed down."""
+
+    device: str  # "cpu" | "cuda" | "cuda:1" ...
+    precision: str  # "fp32" | "bf16" | "fp16"
+
+    @classmethod
+    def resolve(cls, device: str, precision: str) -> Compute:
+        """`auto` made concrete: cuda where a GPU answers, bf16 on GPUs that have it, fp32 on a CPU.
+
+        Raises:
+            BackendUnavailable: a GPU is asked for and none works.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        on_gpu = device.startswith("cuda")
+        if on_gpu and not torch.cuda.is_available():
+            raise BackendUnavailable(
+                f"device {device!r} is asked for, but torch {torch.__version__} finds no GPU",
+                why="no NVIDIA driver, or a CPU build of torch",
+                fix="use --set run.device=cpu, or install a CUDA build of torch",
+            )
+        if precision == "auto":
+            precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "fp32"
+        if precision == "fp16" and not on_gpu:
+            raise BackendUnavailable("fp16 training needs a GPU", fix="use --set run.precision=fp32 (or bf16)")
+        return cls(device, precision)
+
+    def autocast(self) -> torch.autocast:
+        """The autocast context of this precision."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(torch.device(self.device).type, dtype=dtype, enabled=self.precision != "fp32")
+
+    def place(self, model: nn.Module) -> None:
+        """Moves the model to the device, channels last (on a CPU, depthwise networks need it)."""
+        model.to(self.device)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def normalised(self, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+        """u8 [N H W 3] as normalised float [N 3 H W], channels last, on the device.
+
+        Args:
+            mean, std: of RGB values in [0, 1].
+        """
+        # Copied where it must be: a mirrored view has a negative stride, which torch does not take.
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2).float()
+        scale = torch.tensor([255.0 * s for s in std], device=self.device).view(1, 3, 1, 1)
+        offset = torch.tensor([255.0 * m for m in mean], device=self.device).view(1, 3, 1, 1)
+        return ((images - offset) / scale).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,101 @@
+"""A run's settings: one dataclass of the stages' own dataclasses, read from TOML and written back resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from sccam import config as toml
+from sccam.errors import ConfigError
+from sccam.stages.affinity import AffinityConfig
+from sccam.stages.cam import CamConfig
+from sccam.stages.classify import ClassifyConfig
+from sccam.stages.cluster import ClusterConfig
+from sccam.stages.crf import CrfConfig
+from sccam.stages.pseudo_label import PseudoLabelConfig
+from sccam.stages.segment import SegmentConfig
+from sccam.stages.threshold import ThresholdConfig
+from sccam.stages.walk import WalkConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """Where and how a run is computed. None of these changes what is computed, but `seed` and `precision`."""
+
+    seed: int = field(default=0, metadata={"min": 0})
+    device: str = "auto"  # "auto": cuda where there is one, else cpu
+    precision: str = field(default="auto", metadata={"choices": ("auto", "fp32", "bf16", "fp16")})
+    workers: int = field(default=0, metadata={"min": 0})  # processes for CRF and walk, threads for views; 0: cores
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """How the input folder is read."""
+
+    train_list: str = "train_aug"  # VOC layout only
+    val_list: str = "val"  # VOC layout only
+    allow_negative: bool = False  # images without any tag are background
+    max_megapixels: float = field(default=64.0, metadata={"min": 0.01})
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """The trunk that classifier, affinity network and segmenter start from."""
+
+    backbone: str = "resnet38d"
+    weights: str = "auto"  # "auto" | "none" | a file (.params, .pth, .safetensors)
+    output_stride: int = field(default=8, metadata={"choices": (8, 16, 32)})  # of the classifier
+    freeze: int = field(default=-1, metadata={"min": -1})  # leading stages without gradient; -1: as the authors
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureConfig:
+    """What is measured where masks exist. Nothing here reaches a trainer."""
+
+    every_round: bool = True  # maps of every round, or of the last only
+    train_segmenter: bool = True  # the segmenter on the training images, too
+    crf_at_test: bool = True  # a row with the dense CRF after the segmenter
+    oracle_steps: int = field(default=50, metadata={"min": 2, "max": 200})  # thresholds of the oracle's sweep
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    run: RunSettings = RunSettings()
+    data: DataSettings = DataSettings()
+    network: NetworkConfig = NetworkConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    classify: ClassifyConfig = ClassifyConfig()
+    cam: CamConfig = CamConfig()
+    threshold: ThresholdConfig = ThresholdConfig()
+    affinity: AffinityConfig = AffinityConfig()
+    walk: WalkConfig = WalkConfig()
+    crf: CrfConfig = CrfConfig()
+    pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
+    segment: SegmentConfig = SegmentConfig()
+    measure: MeasureConfig = MeasureConfig()
+
+
+def built_in_configs() -> dict[str, Path]:
+    """Name → file of the configurations that the package carries."""
+    folder = Path(str(resources.files("sccam") / "configs"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_config(name_or_path: str, overrides: list[str]) -> RunConfig:
+    """The settings of a built-in configuration or a TOML file, with `a.b=c` overrides applied.
+
+    Raises:
+        ConfigError: no such configuration or file; an unknown key, wrong type or value out of range.
+    """
+    built_in = built_in_configs()
+    path = built_in.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise ConfigError(
+            f"no configuration {name_or_path!r}",
+            why="neither a built-in name nor a file",
+            fix=f"built in: {', '.join(built_in)}; or give the path of a TOML file",
+        )
+    return toml.override(toml.load(RunConfig, path), overrides)

@@ -1,0 +1,181 @@
+"""Starting a run: read the input, check the plan against the folder, train. What the command line and scripts call."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sccam import __version__
+from sccam import config as toml
+from sccam.artifacts import RunFolder, write_text
+from sccam.data import open_dataset
+from sccam.data.folder import check_cluster_counts
+from sccam.errors import Interrupted, RunFolderError
+from sccam.fit import StopRequest
+from sccam.recipe import RunConfig, load_config
+from sccam.structures import Dataset
+from sccam.training import Reporter, Silent, Training
+
+SCHEMA = 1  # of run.json
+FREE_TO_CHANGE = ("run.device", "run.workers")  # settings that a resumed run may change
+
+
+def train(
+    data: Path | str,
+    config: RunConfig | str = "photos",
+    out: Path | str = "runs/run",
+    overrides: list[str] | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Trains the whole chain and returns the content of scores.json.
+
+    Args:
+        data: an image folder with tags, or a VOC 2012 folder.
+        config: a built-in name, a TOML file, or the settings themselves.
+        out: the run folder.
+        overrides: settings as "table.name=value".
+        resume: go on with the run in `out`, if there is one.
+        overwrite: delete the run in `out` first.
+
+    Raises:
+        DataError, ConfigError, RunFolderError, Interrupted: see their texts.
+    """
+    reporter = reporter or Silent()
+    settings = _settings(config, overrides)
+    dataset = _dataset(data, settings)
+    with RunFolder(out) as folder, StopRequest().listening() as stop:
+        _prepare(folder, settings, dataset, resume=resume, overwrite=overwrite)
+        try:
+            scores = Training(dataset, settings, folder, reporter, stop).run()
+        except Interrupted as error:
+            folder.update(status="interrupted")
+            error.fix = f"go on with: {_command(data, config, out, overrides)}"
+            raise
+        except BaseException:
+            folder.update(status="failed")
+            raise
+        folder.update(status="finished", ended=_now())
+    return scores
+
+
+def plan(data: Path | str, config: RunConfig | str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """What a run would do, after the same checks of input and settings; nothing is written."""
+    settings = _settings(config, overrides)
+    dataset = _dataset(data, settings)
+    rounds = settings.classify.rounds
+    return {
+        "data": str(dataset.root),
+        "classes": list(dataset.classes),
+        "train_images": len(dataset.train),
+        "val_images": len(dataset.val),
+        "masks_for_measuring": len(dataset.masks.paths),
+        "warnings": [
+            *dataset.warnings,
+            *(check_cluster_counts(dataset, settings.cluster.k) if rounds else ()),
+        ],
+        "classifier_steps": [
+            settings.classify.epochs_of(r)[0] * max(1, len(dataset.train) // settings.classify.batch)
+            for r in range(rounds + 1)
+        ],
+        "affinity_steps": settings.affinity.epochs * max(1, len(dataset.train) // settings.affinity.batch),
+        "segmenter_steps": settings.segment.epochs * max(1, len(dataset.train) // settings.segment.batch),
+        "config": toml.to_dict(settings),
+    }
+
+
+def plan_text(plan: dict[str, Any], folder: Path) -> str:
+    """The plan as lines for a person."""
+    lines = [
+        f"data        {plan['data']}: {plan['train_images']} training images, {plan['val_images']} for validation,"
+        f" {len(plan['classes'])} classes, {plan['masks_for_measuring']} masks (for measuring only)",
+        *(f"note        {warning}" for warning in plan["warnings"]),
+        f"classifier  steps by round: {', '.join(map(str, plan['classifier_steps']))}",
+        f"affinity    {plan['affinity_steps']} steps",
+        f"segmenter   {plan['segmenter_steps']} steps",
+        f"run folder  {folder} (nothing was written)",
+        "",
+        toml.dump_toml(plan["config"]).rstrip(),
+    ]
+    return "\n".join(lines)
+
+
+def _settings(config: RunConfig | str, overrides: list[str] | None) -> RunConfig:
+    if isinstance(config, RunConfig):
+        return toml.override(config, overrides or [])
+    return load_config(config, overrides or [])
+
+
+def _dataset(data: Path | str, settings: RunConfig) -> Dataset:
+    return open_dataset(
+        data,
+        train_list=settings.data.train_list,
+        val_list=settings.data.val_list,
+        allow_negative=settings.data.allow_negative,
+    )
+
+
+def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume: bool, overwrite: bool) -> None:
+    """Makes a new run, or checks that the one in the folder follows the same plan."""
+    config_path = folder / "config.toml"
+    if config_path.exists() and overwrite:
+        for entry in folder.path.iterdir():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if not config_path.exists():
+        if foreign := [entry.name for entry in folder.path.iterdir() if entry.name != "lock"]:
+            raise RunFolderError(
+                f"the folder holds other files: {', '.join(sorted(foreign)[:5])}",
+                where=folder.path,
+                fix="choose an empty --out",
+            )
+        write_text(config_path, toml.dump(settings))
+        folder.update(
+            schema=SCHEMA,
+            status="running",
+            sccam=__version__,
+            python=platform.python_version(),
+            argv=sys.argv,
+            started=_now(),
+            data={"root": str(dataset.root.resolve()), "train": len(dataset.train), "val": len(dataset.val)},
+            finished={},
+        )
+        return
+    if not resume:
+        raise RunFolderError(
+            "there is a run in this folder already",
+            where=folder.path,
+            fix="--resume goes on with it, --overwrite deletes it, --out starts another",
+        )
+    changed = [
+        line
+        for line in toml.differences(toml.load(RunConfig, config_path), settings)
+        if line.split(":", 1)[0] not in FREE_TO_CHANGE
+    ]
+    root = folder.state().get("data", {}).get("root")
+    if root != str(dataset.root.resolve()):
+        changed.append(f"data: {root} -> {dataset.root.resolve()}")
+    if changed:
+        listed = "\n".join(f"    {line}" for line in changed)
+        raise RunFolderError(
+            f"the run in this folder follows another plan\n{listed}",
+            where=folder.path,
+            fix="resume with the run's own settings (-c RUN/config.toml), or start another with --out",
+        )
+    folder.update(status="running")
+
+
+def _command(data: Path | str, config: RunConfig | str, out: Path | str, overrides: list[str] | None) -> str:
+    source = f"{out}/config.toml" if isinstance(config, RunConfig) else config
+    settings = "".join(f" --set {text}" for text in overrides or [])
+    return f"sccam train {data} -c {source} --out {out}{settings} --resume"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

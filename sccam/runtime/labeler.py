@@ -1,0 +1,110 @@
+"""From stored activation maps to pseudo labels, image by image: the jobs that worker processes run.
+
+Three jobs, each reading small files and writing one: affinity labels (two CRFs), walked scores (affinity walk),
+pseudo labels (CRF). No PyTorch is loaded here; affinities come in as arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sccam.artifacts import read_arrays, write_arrays
+from sccam.data.images import read_image
+from sccam.data.masks import write_mask
+from sccam.stages.affinity_labels import affinity_labels
+from sccam.stages.crf import CrfConfig, dense_crf
+from sccam.stages.pseudo_label import PseudoLabelConfig, label_index
+from sccam.stages.walk import WalkConfig, background_score, pool_to_grid, random_walk, upsample, with_background
+from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Alphas:
+    """Background exponents: (1 - max score)^alpha."""
+
+    low: float  # a strong background: what stays foreground is sure
+    high: float  # a weak background: what stays background is sure
+    walk: float  # of the background channel that is walked
+
+
+def save_map(path: Path, activation: ActivationMap, size: tuple[int, int]) -> None:
+    """Stores a map as fp16 at its grid, present classes only, with the image's size."""
+    write_arrays(
+        path,
+        {
+            "scores": activation.scores.astype(np.float16),
+            "classes": activation.classes.astype(np.int32),
+            "size": np.array(size, dtype=np.int32),
+        },
+    )
+
+
+def load_map(path: Path) -> tuple[ActivationMap, tuple[int, int]]:
+    """A stored map at its grid, and the image's (height, width)."""
+    arrays = read_arrays(path)
+    height, width = (int(side) for side in arrays["size"])
+    return ActivationMap(arrays["scores"].astype(np.float32), arrays["classes"]), (height, width)
+
+
+def affinity_label_job(
+    image_path: Path, map_path: Path, out: Path, map_stride: int, stride: int, alphas: Alphas, crf: CrfConfig
+) -> None:
+    """Writes the affinity labels of one image, u8 [h w], as an index PNG.
+
+    Args:
+        map_stride: [px per cell] of the stored map; stride: of the affinity grid.
+    """
+    activation, size = load_map(map_path)
+    full = ActivationMap(upsample(activation.scores, size, map_stride), activation.classes)
+    image = read_image(image_path)
+    low = dense_crf(image, with_background(full, alphas.low), crf)
+    high = dense_crf(image, with_background(full, alphas.high), crf)
+    write_mask(out, affinity_labels(low, high, stride))
+
+
+def walk_job(
+    field: AffinityField, map_path: Path, out: Path, map_stride: int, alphas: tuple[float, ...], config: WalkConfig
+) -> None:
+    """Walks the class scores and one background for each alpha; writes them at the affinity grid as fp16.
+
+    The file holds `scores` [P h w], `classes` [P], `backgrounds` [A h w] with their `alphas` [A], and `size` [2].
+    """
+    activation, size = load_map(map_path)
+    full = upsample(activation.scores, size, map_stride)
+    channels = np.concatenate([np.stack([background_score(full, alpha) for alpha in alphas]), full])
+    walked = random_walk(pool_to_grid(channels, field.stride, config.border), field, config)
+    write_arrays(
+        out,
+        {
+            "scores": walked[len(alphas) :].astype(np.float16),
+            "classes": activation.classes,
+            "backgrounds": walked[: len(alphas)].astype(np.float16),
+            "alphas": np.array(alphas),
+            "size": np.array(size, dtype=np.int32),
+        },
+    )
+
+
+def walked_scores(path: Path, alpha_index: int, stride: int) -> tuple[FloatArray, IntArray]:
+    """Stored walked scores at every pixel, background first [P+1 H W], and the classes of the rest [P]."""
+    arrays = read_arrays(path)
+    height, width = (int(side) for side in arrays["size"])
+    grid = np.concatenate([arrays["backgrounds"][alpha_index][None], arrays["scores"]]).astype(np.float32)
+    return upsample(grid, (height, width), stride), arrays["classes"]
+
+
+def pseudo_label_job(
+    image_path: Path, walked_path: Path, out: Path, stride: int, crf: CrfConfig, config: PseudoLabelConfig
+) -> None:
+    """Writes the pseudo label of one image as a palette PNG, from the first background of its walked scores."""
+    scores, classes = walked_scores(walked_path, 0, stride)
+    posterior = dense_crf(read_image(image_path), scores, crf) if config.crf else scores / scores.sum(axis=0)
+    write_mask(out, label_index(posterior, classes, config.confidence))
+
+
+def refine_job(image_path: Path, probabilities: FloatArray, out: Path, crf: CrfConfig) -> None:
+    """Writes the segmenter's mask after a dense CRF on its probabilities [C+1 H W]."""
+    write_mask(out, dense_crf(read_image(image_path), probabilities, crf).argmax(axis=0).astype(np.uint8))

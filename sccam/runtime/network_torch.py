@@ -1,0 +1,88 @@
+"""The eager PyTorch row of the network backends: images in, features, maps and logits out. The reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sccam.data.transforms import pad_to_multiple
+from sccam.nets.affinity_net import AffinityNet
+from sccam.nets.backbones import Backbone
+from sccam.nets.cam_net import CamNet
+from sccam.nets.compute import Compute
+from sccam.nets.deeplab import DeepLab
+from sccam.stages.cam import ScoreViews
+from sccam.stages.segment import upsample_logits
+from sccam.structures import ByteArray, FloatArray, IntArray
+
+PAD_MULTIPLE = 32  # [px] covers every stride of every trunk
+
+
+def mean_colour(backbone: Backbone) -> tuple[int, int, int]:
+    """The colour that is 0 after the trunk's normalisation, for padding."""
+    red, green, blue = (round(255 * value) for value in backbone.mean)
+    return red, green, blue
+
+
+def pooled_features(net: CamNet, compute: Compute, multiple: int) -> Callable[[ByteArray], FloatArray]:
+    """A function u8 [H W 3] -> the clustering feature [D]; sides are rounded to `multiple` by resizing."""
+    from sccam.data.transforms import resize
+    from sccam.stages.cam import view_size
+
+    backbone = net.backbone
+
+    @torch.inference_mode()
+    def features(image: ByteArray) -> FloatArray:
+        view = resize(image, view_size((image.shape[0], image.shape[1]), 1.0, multiple))
+        with compute.autocast():
+            pooled = net.pooled_features(compute.normalised(view[None], backbone.mean, backbone.std))
+        return np.asarray(pooled[0].float().cpu())
+
+    return features
+
+
+def score_views(net: CamNet, compute: Compute) -> ScoreViews:
+    """The rectified parent maps of the given classes, for a stack of views of one size."""
+    backbone = net.backbone
+
+    @torch.inference_mode()
+    def scores(views: ByteArray, classes: IntArray) -> Tensor:
+        with compute.autocast():
+            inputs = compute.normalised(views, backbone.mean, backbone.std)
+            return net.activation_of(inputs, torch.as_tensor(classes, device=compute.device).long()).float()
+
+    return scores
+
+
+def affinity_features(net: AffinityNet, compute: Compute) -> Callable[[ByteArray], Tensor]:
+    """A function u8 [H W 3] -> features [D h w] on the affinity grid, h = ceil(H / stride)."""
+    backbone = net.backbone
+
+    @torch.inference_mode()
+    def features(image: ByteArray) -> Tensor:
+        height, width = image.shape[:2]
+        padded = pad_to_multiple(image, PAD_MULTIPLE, mean_colour(backbone))
+        with compute.autocast():
+            grid = net(compute.normalised(padded[None], backbone.mean, backbone.std))[0].float()
+        return grid[:, : -(-height // net.grid_stride), : -(-width // net.grid_stride)]
+
+    return features
+
+
+def segmentation_scores(net: DeepLab, compute: Compute) -> Callable[[ByteArray], FloatArray]:
+    """A function u8 [H W 3] -> class probabilities [C+1 H W]: softmax of the maximum over the net's scales."""
+    backbone = net.backbone
+
+    @torch.inference_mode()
+    def scores(image: ByteArray) -> FloatArray:
+        size = (image.shape[0], image.shape[1])
+        padded = pad_to_multiple(image, PAD_MULTIPLE, mean_colour(backbone))
+        with compute.autocast():
+            logits = net.multi_scale(compute.normalised(padded[None], backbone.mean, backbone.std))[-1]
+        full = upsample_logits(logits, (padded.shape[0], padded.shape[1]), size)
+        return np.asarray(full[0].softmax(dim=0).cpu())
+
+    return scores

@@ -1,0 +1,148 @@
+"""Pixel affinity: labels for pairs of neighbouring cells, the loss that learns them, and the learned field.
+
+Source: Ahn & Kwak, "Learning Pixel-level Semantic Affinity", CVPR 2018; authors' code psa/train_aff.py,
+psa/tool/pyutils.py and psa/network/resnet38_aff.py.
+Differs: at inference every pair inside the image is used, theirs keeps the margin of training (see walk.py);
+the loss takes every pair too unless `border = "psa"`.
+
+    symbol   name here          shape
+    f        features           [N D h w], output of the affinity net
+    a_ij     affinity           exp(-mean over D of |f_i - f_j|), in (0, 1]
+    P+       same label         background pairs and foreground pairs, counted apart
+    P-       different labels   "negative"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sccam.data.transforms import AugmentConfig
+from sccam.errors import ShapeError
+from sccam.stages.optim import OptimiserConfig
+from sccam.stages.walk import BORDERS, pair_windows
+from sccam.structures import BACKGROUND, IGNORE, AffinityField, IntArray
+
+EPSILON = 1e-5  # train_aff.py: inside the logarithms and in the counts
+Window = tuple[slice, slice]
+
+
+@dataclass(frozen=True, slots=True)
+class AffinityConfig:
+    """Settings of affinity learning; the defaults are the authors' (PSA README, train_aff.py)."""
+
+    radius: int = field(default=5, metadata={"min": 2, "max": 16})
+    """Pairs lie closer than this [cells]: 34 offsets at 5."""
+
+    alpha_low: float = field(default=4.0, metadata={"min": 0.0})
+    """Background exponent of the posterior that decides foreground: background is strong, so what stays is sure."""
+
+    alpha_high: float = field(default=32.0, metadata={"min": 0.0})
+    """Background exponent of the posterior that decides background. README 32; 24 in the CVPR submission."""
+
+    border: str = field(default="clean", metadata={"choices": BORDERS})
+    """With "clean" every pair inside the crop counts; with "psa" the authors' margin around the first cells."""
+
+    epochs: int = field(default=8, metadata={"min": 1})
+    """Passes over the training images."""
+
+    batch: int = field(default=8, metadata={"min": 1})
+    """Images a step."""
+
+    augment: AugmentConfig = AugmentConfig(crop=448, long_side=())
+    """Random views; the authors do not rescale the image."""
+
+    optimiser: OptimiserConfig = OptimiserConfig()
+    """SGD at 0.01 as users of ResNet-38 run it (the README's 0.1 is for VGG), heads ten times as fast."""
+
+
+class PairLoss(NamedTuple):
+    """Scalars that carry gradients: L = background/4 + foreground/4 + negative/2."""
+
+    total: Tensor
+    background: Tensor
+    foreground: Tensor
+    negative: Tensor
+
+
+def pair_loss(features: Tensor, labels: Tensor, offsets: IntArray, border: str = "clean") -> PairLoss:
+    """The affinity loss of a batch and its three terms; pairs that touch 255 are dropped.
+
+    Args:
+        features: f [N D h w].
+        labels: integer [N h w], from `affinity_labels`.
+        offsets: i32 [R 2], from `neighbour_offsets`.
+        border: "clean" or "psa", as in `AffinityConfig`.
+
+    Raises:
+        ShapeError: features and labels lie on different grids.
+
+    Source: train_aff.py. Each term is a mean over the pairs of its kind in the whole batch.
+    """
+    if features.shape[:1] + features.shape[2:] != labels.shape:
+        raise ShapeError(f"features have shape {tuple(features.shape)}, labels {tuple(labels.shape)}")
+    height, width = labels.shape[1:]
+    features = features.to(torch.promote_types(features.dtype, torch.float32))  # 1 + 1e-5 needs more than half
+    affinities, firsts, seconds = [], [], []
+    for dy, dx in offsets.tolist():
+        here, there = pair_windows(height, width, (dy, dx), offsets, border)
+        affinities.append(torch.exp(-_MeanDistance.apply(features, here, there)).flatten())
+        firsts.append(labels[:, *here].flatten())
+        seconds.append(labels[:, *there].flatten())
+    a, first, second = torch.cat(affinities), torch.cat(firsts), torch.cat(seconds)
+
+    valid = (first != IGNORE) & (second != IGNORE)
+    same = valid & (first == second)
+    attract, repel = -torch.log(a + EPSILON), -torch.log(1 + EPSILON - a)
+    background = _mean_over(attract, same & (first == BACKGROUND))
+    foreground = _mean_over(attract, same & (first != BACKGROUND))
+    negative = _mean_over(repel, valid & (first != second))
+    return PairLoss(background / 4 + foreground / 4 + negative / 2, background, foreground, negative)
+
+
+def affinity_field(features: Tensor, offsets: IntArray, stride: int) -> AffinityField:
+    """Affinities of all neighbouring cells of one image, 0 where the second cell lies outside.
+
+    Args:
+        features: f [D h w] on any device; cut off padding first. For a batch, call once an image.
+        offsets: i32 [R 2], from `neighbour_offsets`.
+        stride: [px per cell] of the features.
+
+    Source: resnet38_aff.py. One offset at a time, so that memory stays at one copy of the features.
+    """
+    if features.ndim != 3:
+        raise ShapeError(f"features have shape {tuple(features.shape)}, expected (D, h, w) of one image")
+    height, width = features.shape[1:]
+    batch = features.detach().float()[None]
+    values = torch.zeros(len(offsets), height, width, device=features.device)
+    for r, (dy, dx) in enumerate(offsets.tolist()):
+        here, there = pair_windows(height, width, (dy, dx), offsets, "clean")
+        values[r][here] = torch.exp(-(batch[:, :, *here] - batch[:, :, *there]).abs().mean(dim=1))[0]
+    return AffinityField(values.cpu().numpy(), offsets, stride)
+
+
+def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:
+    return torch.where(chosen, values, 0).sum() / (chosen.sum() + EPSILON)
+
+
+class _MeanDistance(torch.autograd.Function):
+    """mean over D of |f_i - f_j|, [N ...]; the backward recomputes signs instead of keeping R copies of f."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, here: Window, there: Window) -> Tensor:
+        ctx.save_for_backward(features)
+        ctx.here, ctx.there = here, there
+        return (features[:, :, *here] - features[:, :, *there]).abs().mean(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (features,) = ctx.saved_tensors
+        sign = torch.sign(features[:, :, *ctx.here] - features[:, :, *ctx.there])
+        part = sign * (gradients[0] / features.shape[1])[:, None]
+        whole = torch.zeros_like(features)
+        whole[:, :, *ctx.here] += part
+        whole[:, :, *ctx.there] -= part
+        return whole, None, None

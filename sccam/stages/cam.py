@@ -1,0 +1,78 @@
+"""Eq. 1: class activation maps, summed over scales and mirror images, for the classes that are present.
+
+    M_c(x) = max(0, w_c . f(x)),   M_c <- sum over views M_c / (max_x M_c + 1e-5)
+
+Source: Chang et al., CVPR 2020, Eq. 1; authors' code infer_cls.py (scales 1, 0.5, 1.5, 2, each with its mirror
+image; rectified, resized bilinearly, summed, divided by the spatial maximum + 1e-5; parent head only).
+Same numbers, less work: only present classes leave the network, and an image and its mirror image are added before
+the resize, which is linear. Differs: the sum is kept on a grid of `grid_stride` pixels, as irn does, instead of
+every pixel; and a view's sides are rounded to the network's stride where `round_sizes` is set, so that a cell
+always covers whole pixels.
+
+    symbol   name here     shape
+    f        score_views   image views -> rectified maps [V P h w]
+    M        scores        [P h w]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from sccam.data.transforms import resize
+from sccam.structures import ActivationMap, ByteArray, IntArray
+
+MAX_EPSILON = 1e-5  # added to the maximum; infer_cls.py
+
+ScoreViews = Callable[[ByteArray, IntArray], Tensor]
+"""(views u8 [V H W 3], classes [P]) -> rectified maps [V P h w]."""
+
+
+@dataclass(frozen=True, slots=True)
+class CamConfig:
+    """Settings of Eq. 1."""
+
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)  # infer_cls.py
+    flip: bool = True  # infer_cls.py
+    grid_stride: int = field(default=4, metadata={"min": 1})  # [px per cell] of the kept map; irn
+    round_sizes: bool = True  # view sides become multiples of the network's stride; false: as the authors
+
+
+def activation_map(
+    image: ByteArray, classes: IntArray, score_views: ScoreViews, config: CamConfig, *, multiple: int
+) -> ActivationMap:
+    """The map of one image for its present classes, on the grid of `config.grid_stride`.
+
+    Args:
+        image: u8 [H W 3].
+        classes: [P] present classes, ascending.
+        score_views: the classifier's rectified parent maps.
+        multiple: the network's stride, to which view sides are rounded.
+    """
+    height, width = image.shape[:2]
+    grid = (-(-height // config.grid_stride), -(-width // config.grid_stride))
+    total = torch.zeros(len(classes), *grid)
+    for scale in config.scales:
+        view = resize(image, view_size((height, width), scale, multiple if config.round_sizes else 1))
+        views = np.stack([view, view[:, ::-1]]) if config.flip else view[None]
+        maps = score_views(views, classes).float()
+        merged = maps[0] + maps[1].flip(-1) if config.flip else maps[0]
+        total += interpolate(merged[None], grid, mode="bilinear", align_corners=False)[0].cpu()
+    return ActivationMap(normalise(total.numpy()), classes)
+
+
+def view_size(size: tuple[int, int], scale: float, multiple: int) -> tuple[int, int]:
+    """(height, width) of a view: each side times `scale`, rounded to a positive multiple."""
+    height, width = (max(multiple, round(side * scale / multiple) * multiple) for side in size)
+    return height, width
+
+
+def normalise(scores: np.ndarray) -> np.ndarray:
+    """Each class's scores [P h w] divided by (its spatial maximum + 1e-5); a class that is 0 everywhere stays 0."""
+    peak = scores.reshape(len(scores), -1).max(axis=1, initial=0.0)
+    return (scores / (peak[:, None, None] + MAX_EPSILON)).astype(np.float32)

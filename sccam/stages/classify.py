@@ -1,0 +1,70 @@
+"""Eq. 3: the classifier learns its classes and the sub-categories of the round together.
+
+    L = L_parent(y_p, Y_p) + lambda L_sub(y_s, Y_s)
+
+Source: Chang et al., CVPR 2020, Eq. 3 and Algorithm 1; authors' code train_cls.py.
+Both terms are sigmoid cross-entropies averaged over their own logits. So lambda and K interact: a parent logit
+weighs 1/C, a sub-category logit lambda/S; with lambda = 5 and K = 10 that is half of a parent logit, and it halves
+again when K doubles. This file follows the paper and leaves lambda as it is for every K.
+Differs: the paper describes an extra 3x3 convolution before the heads; the authors' code has none, nor has this.
+
+    symbol   name here       shape
+    y_p      parent_logits   [N C]
+    y_s      sub_logits      [N S]
+    lambda   sub_weight
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from sccam.data.transforms import AugmentConfig
+from sccam.stages.optim import OptimiserConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyConfig:
+    """Settings of Algorithm 1's classifiers. Round 0 is a plain classifier, rounds 1.. add the sub-categories."""
+
+    rounds: int = field(default=3, metadata={"min": 0})  # paper Table 2
+    epochs: tuple[int, ...] = (15, 31, 41, 51)  # trained in each round; the authors' snapshots ep30/40/50 count from 0
+    schedule_epochs: tuple[int, ...] = (15, 61, 61, 61)  # T of the learning rate, in epochs
+    batch: int = field(default=16, metadata={"min": 1})
+    sub_weight: float = field(default=5.0, metadata={"min": 0.0})  # lambda of Eq. 3
+    restart: str = field(default="pretrained", metadata={"choices": ("pretrained", "previous")})  # trunk of a new round
+    augment: AugmentConfig = AugmentConfig()
+    round0_crop: int = field(default=448, metadata={"min": 16})  # [px] in round 0; psa's own classifier
+    optimiser: OptimiserConfig = OptimiserConfig()
+
+    def augment_of(self, round_index: int) -> AugmentConfig:
+        """The random view of a round."""
+        return self.augment if round_index > 0 else replace(self.augment, crop=self.round0_crop)
+
+    def epochs_of(self, round_index: int) -> tuple[int, int]:
+        """(epochs, schedule epochs) of a round; the last entry serves all later rounds."""
+        epochs = self.epochs[min(round_index, len(self.epochs) - 1)]
+        schedule = self.schedule_epochs[min(round_index, len(self.schedule_epochs) - 1)] if self.schedule_epochs else 0
+        return epochs, max(epochs, schedule)
+
+
+def joint_loss(
+    parent_logits: Tensor,
+    sub_logits: Tensor | None,
+    parent_target: Tensor,
+    sub_target: Tensor | None,
+    sub_weight: float,
+) -> Tensor:
+    """Eq. 3, averaged over the batch. Without sub-categories (round 0) it is the parent term alone.
+
+    Args:
+        parent_logits, parent_target: [N C]; targets are 0 or 1.
+        sub_logits, sub_target: [N S], both or neither.
+        sub_weight: lambda.
+    """
+    loss = binary_cross_entropy_with_logits(parent_logits, parent_target)
+    if sub_logits is not None and sub_target is not None:
+        loss = loss + sub_weight * binary_cross_entropy_with_logits(sub_logits, sub_target)
+    return loss

@@ -1,0 +1,55 @@
+"""DeepLab-v2 trained on pseudo labels, with pixels of label 255 left out.
+
+    L = CE(logits at scale 1) + CE(0.75) + CE(0.5) + CE(their maximum)
+
+Source: Chen et al., TPAMI 2018 (DeepLab-v2); kazuto1011/deeplab-pytorch, which the authors' README names: labels
+are brought to each grid by nearest neighbour, the test output is the maximum over the scales.
+Differs: learning rates and sizes are settings; the authors "lowered the learning rate a bit" and never said how far.
+
+    symbol   name here   shape
+             logits      list of [N C+1 h w], finest scale first, the maximum last
+             labels      [N H W], 255 ignored
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, interpolate
+
+from sccam.data.transforms import AugmentConfig
+from sccam.stages.optim import OptimiserConfig
+from sccam.structures import IGNORE
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentConfig:
+    """Settings of the segmenter."""
+
+    epochs: int = field(default=19, metadata={"min": 1})  # 20,000 iterations of 10 images on 10,582
+    batch: int = field(default=10, metadata={"min": 1})  # 5 x 2 accumulated in deeplab-pytorch
+    output_stride: int = field(default=8, metadata={"choices": (8, 16, 32)})
+    rates: tuple[int, ...] = (6, 12, 18, 24)  # ASPP dilations [cells], for stride 8
+    scales: tuple[float, ...] = (1.0, 0.75, 0.5)  # of training and of the maximum at test time
+    initialise: str = field(default="pretrained", metadata={"choices": ("pretrained", "classifier")})  # trunk weights
+    augment: AugmentConfig = AugmentConfig(crop=321, long_side=(), scales=(0.5, 0.75, 1.0, 1.25, 1.5), jitter=())
+    optimiser: OptimiserConfig = OptimiserConfig(lr=2.5e-4, head_factor=10.0, head_bias_factor=20.0)
+
+
+def segmentation_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The sum over scales of the mean cross-entropy, each at its own grid; 0 where every label is 255."""
+    total = logits[0].new_zeros(())
+    for scale_logits in logits:
+        target = interpolate(labels[:, None].float(), scale_logits.shape[-2:], mode="nearest-exact")[:, 0].long()
+        if bool((target != IGNORE).any()):  # the mean over no pixel would be NaN
+            total = total + cross_entropy(scale_logits.float(), target, ignore_index=IGNORE)
+    return total
+
+
+def upsample_logits(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Logits [N C+1 h w] at the padded input's pixels, cropped to the image: [N C+1 H W]."""
+    full = interpolate(logits.float(), padded, mode="bilinear", align_corners=False)
+    return torch.as_tensor(full[..., : size[0], : size[1]])

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sccam.nets.affinity_net import AffinityNet
+from sccam.nets.backbones import Backbone
+from sccam.nets.cam_net import CamNet
+from sccam.nets.deeplab import DeepLab, Pyramid
+
+
+class TinyBackbone(Backbone):
+    """Three strided convolutions: the taps' strides and a trunk to train, and nothing else."""
+
+    name, channels, strides, output_stride, dropout = "tiny", (4, 6, 8), (8, 16, 32), 32, 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, 8, padding=1)
+        self.second = nn.Conv2d(4, 6, 3, 2, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.third = nn.Conv2d(6, 8, 3, 2, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shallow = F.relu(self.first(x))
+        middle = F.relu(self.norm(self.second(shallow)))
+        return shallow, middle, F.relu(self.third(middle))
+
+    def levels(self) -> list[list[nn.Module]]:
+        return [[self.first], [self.second, self.norm], [self.third]]
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+
+
+def test_logits_are_the_means_of_unrectified_maps(images, tolerance):
+    rounding = tolerance["float32"]
+    net = CamNet(TinyBackbone(), classes=5, subcategories=12).eval()
+    parent, sub = net(images)
+    maps = net.parent(net.backbone(images)[-1])
+    torch.testing.assert_close(parent, maps.mean((2, 3)), atol=rounding, rtol=rounding)
+    torch.testing.assert_close(net.activation(images), F.relu(maps), atol=rounding, rtol=rounding)
+    assert sub is not None and sub.shape == (2, 12)
+
+
+def test_pooled_features_times_the_head_are_the_logits(images, tolerance):
+    rounding = tolerance["float32"]
+    net = CamNet(TinyBackbone(), classes=5).eval()
+    parent, sub = net(images)
+    assert sub is None
+    found = net.pooled_features(images) @ net.parent.weight.flatten(1).T
+    torch.testing.assert_close(found, parent, atol=rounding, rtol=rounding)
+
+
+def test_maps_of_chosen_classes_are_rows_of_all_maps(images):
+    net = CamNet(TinyBackbone(), classes=5).eval()
+    torch.testing.assert_close(net.activation_of(images, [3, 1]), net.activation(images)[:, [3, 1]])
+    assert net.activation_of(images, []).shape == (2, 0, 3, 4)
+
+
+def test_dropout_touches_logits_in_training_and_never_maps_or_features(images):
+    torch.manual_seed(0)
+    net = CamNet(TinyBackbone(), classes=5).train()
+    assert not torch.equal(net(images)[0], net(images)[0])
+    assert torch.equal(net.activation(images), net.activation(images))
+    assert torch.equal(net.pooled_features(images), net.pooled_features(images))
+
+
+@pytest.mark.parametrize(("size", "grid"), [((96, 128), (12, 16)), ((75, 101), (10, 13))])
+def test_affinity_features_lie_on_the_stride_8_grid(size, grid):
+    net = AffinityNet(TinyBackbone())
+    features = net(torch.rand(1, 3, *size))
+    assert features.shape == (1, 448, *grid)
+    assert features.min() >= -1  # ELU
+
+
+def test_the_pyramid_is_the_sum_of_its_dilated_convolutions(tolerance):
+    rounding = tolerance["float32"]
+    torch.manual_seed(0)
+    rates = (1, 2, 3)
+    pyramid = Pyramid(5, 4, rates)
+    assert [name for name, _ in pyramid.named_parameters()][:2] == ["rate1.weight", "rate1.bias"]
+    for parameter in pyramid.parameters():
+        nn.init.normal_(parameter)
+    for size in ((6, 7), (2, 2), (1, 9)):
+        x = torch.randn(2, 5, *size)
+        state = dict(pyramid.named_parameters())
+        expected = sum(
+            F.conv2d(x, state[f"rate{r}.weight"], state[f"rate{r}.bias"], padding=r, dilation=r) for r in rates
+        )
+        torch.testing.assert_close(pyramid(x), expected, atol=10 * rounding, rtol=rounding)  # sums of 135 products
+
+
+def test_the_last_of_the_scales_is_the_largest_logit_anywhere(images):
+    net = DeepLab(TinyBackbone(), labels=6).eval()
+    *each, best = net.multi_scale(images)
+    assert [tuple(logits.shape[-2:]) for logits in each] == [(3, 4), (3, 3), (2, 2)]
+    torch.testing.assert_close(each[0], net(images))
+    assert (best >= each[0]).all()
+    resized = [F.interpolate(part, size=(3, 4), mode="bilinear", align_corners=False) for part in each]
+    torch.testing.assert_close(best, torch.stack(resized).amax(0))
+
+
+def test_the_pyramid_starts_small_and_unbiased():
+    net = DeepLab(TinyBackbone(), labels=6)
+    assert all(0.005 < weight.std() < 0.015 for weight in net.head_weights())
+    assert not any(bias.any() for bias in net.head_biases())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda b: CamNet(b, 5, 10), AffinityNet, lambda b: DeepLab(b, 6)], ids=["cam", "affinity", "deeplab"]
+)
+def test_every_trainable_parameter_is_in_exactly_one_group(make):
+    backbone = TinyBackbone()
+    backbone.freeze(1)
+    net = make(backbone)
+    groups = net.parameter_groups()
+    assert set(groups) == {"weights", "norms", "heads", "head_biases"}
+    grouped = [id(p) for group in groups.values() for p in group]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in net.parameters() if p.requires_grad}
+
+
+def test_batch_norm_stays_in_eval_mode_inside_a_training_net():
+    net = CamNet(TinyBackbone(), 5).train()
+    assert net.training and net.dropout.training and not net.backbone.norm.training
