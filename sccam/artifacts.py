@@ -79,7 +79,7 @@ def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
         if array.dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects; only plain numbers and strings are written")
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **dict(arrays))
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
@@ -171,10 +171,20 @@ def read_weights_with_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
     Raises:
         RunFolderError: a file is missing, broken, or the weights are not those that the manifest speaks of.
     """
-    record = Manifest(**read_json(path.with_name(path.name + ".json")))
+    record = _manifest(path.with_name(path.name + ".json"))
     if path.exists() and sha256(path) != record.sha256:
         raise RunFolderError("the weight file is not the one its manifest names", where=path, why="it was changed")
     return read_tensors(path), record
+
+
+def _manifest(path: Path) -> Manifest:
+    fields = read_json(path)
+    try:
+        for name in ("classes", "mean", "std"):
+            fields[name] = tuple(fields[name])
+        return Manifest(**fields)
+    except (TypeError, KeyError) as error:
+        raise RunFolderError(f"not a manifest of this version: {error}", where=path) from error
 
 
 class RunFolder:

@@ -32,11 +32,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.
 @app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="Folder of images with tags, or a VOC 2012 folder.")],
-    config: Annotated[
-        str, typer.Option("--config", "-c", help="photos, demo, voc12, or a TOML file.")
-    ] = "photos",
+    config: Annotated[str, typer.Option("--config", "-c", help="photos, demo, voc12, or a TOML file.")] = "photos",
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME of the data folder by default.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="One setting, as table.name=value; repeatable.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting: table.name=value; repeatable.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the folder first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the input, print the plan, train nothing.")] = False,
@@ -171,9 +169,7 @@ def _percent(value: float | None) -> str:
 def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     rows = []
     for row in scores["rows"]:
-        setting = f"{'threshold' if 'threshold' in row else 'alpha'} {row.get('threshold', row.get('alpha')):.2f}"
-        if "threshold" not in row and "alpha" not in row:
-            setting = ""
+        setting = next((f"{key} {row[key]:.2f}" for key in ("threshold", "alpha") if key in row), "")
         rows.append(
             [
                 row["stage"],
@@ -216,7 +212,7 @@ def main() -> None:
     except SccamError as error:
         if verbose:
             traceback.print_exc()
-        print(f"error: {error}  (exit {error.exit_code})" if "\n" not in str(error) else _framed(error), file=sys.stderr)
+        print(_framed(error), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("stopped at once; what was finished is saved", file=sys.stderr)

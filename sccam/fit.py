@@ -113,7 +113,7 @@ def fit(
                     fix="lower the optimiser's lr or set precision = 'fp32', then start again with --overwrite",
                 )
             if loss.requires_grad:  # a batch without one labelled pixel has nothing to teach
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                scaler.scale(loss).backward()
                 scaler.step(optimiser)
                 scaler.update()
             done += 1
@@ -144,9 +144,7 @@ def _save(
     write_tensors(path, tensors)
 
 
-def _restore(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> int:
+def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
     tensors = read_tensors(path)
     try:
         model.load_state_dict({name[6:]: tensors[name] for name in tensors if name.startswith("model.")})

@@ -43,7 +43,9 @@ class Measure:
         self.masks = masks
         self.ids = tuple(id for id in images.ids if id in masks.paths)
 
-    def maps(self, stage: str, path_of: Callable[[str], Path], stride: int, fixed: float, chosen: float, steps: int) -> list[Row]:
+    def maps(
+        self, stage: str, path_of: Callable[[str], Path], stride: int, fixed: float, chosen: float, steps: int
+    ) -> list[Row]:
         """The three rows of stored activation maps.
 
         Args:
@@ -57,7 +59,9 @@ class Measure:
         matrices = self._merged(run_jobs(_sweep_job, jobs, workers=self.workers), len(thresholds))
         return self._three(stage, matrices, thresholds, fixed, chosen, "threshold")
 
-    def walked(self, path_of: Callable[[str], Path], stride: int, alphas: Sequence[float], fixed: float, chosen: float) -> list[Row]:
+    def walked(
+        self, path_of: Callable[[str], Path], stride: int, alphas: Sequence[float], fixed: float, chosen: float
+    ) -> list[Row]:
         """The three rows of stored walked maps, one background channel for each of `alphas`.
 
         Args:
@@ -112,7 +116,7 @@ def ids_checksum(ids: Sequence[str]) -> str:
 def threshold_from_images(
     images: TaggedImages, path_of: Callable[[str], Path], config: ThresholdConfig, *, most: int = 1000
 ) -> float:
-    """The threshold of `config.rule` for stored maps, from at most `most` images spread over the list; no mask is read."""
+    """The threshold of `config.rule` for stored maps, from at most `most` images of the list; no mask is read."""
     step = max(1, -(-len(images) // most))
 
     def pairs() -> Iterable[MapAndImage]:

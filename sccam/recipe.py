@@ -45,7 +45,8 @@ class NetworkConfig:
 
     backbone: str = "resnet38d"
     weights: str = "auto"  # "auto" | "none" | a file (.params, .pth, .safetensors)
-    output_stride: int = field(default=8, metadata={"choices": (8, 16, 32)})  # of the classifier
+    output_stride: int = field(default=8, metadata={"choices": (8, 16, 32)})  # of maps and affinity features
+    train_stride: int = field(default=0, metadata={"choices": (0, 8, 16, 32)})  # of the classifier in training; 0: same
     freeze: int = field(default=-1, metadata={"min": -1})  # leading stages without gradient; -1: as the authors
 
 

@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -31,7 +32,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sccam import config as toml
 from sccam.artifacts import (
     RunFolder,
     read_arrays,
@@ -39,7 +39,6 @@ from sccam.artifacts import (
     read_weights_with_manifest,
     write_arrays,
     write_json,
-    write_text,
     write_weights,
 )
 from sccam.data.batches import BatchLoader, TrainingBatch
@@ -148,10 +147,10 @@ class Training:
         self._stage("data", self.check_data)
         for r in range(self.last_round + 1):
             if r > 0:
-                self._stage(f"round{r}/cluster", lambda r=r: self.cluster(r))
-            self._stage(f"round{r}/classify", lambda r=r: self.classify(r))
+                self._stage(f"round{r}/cluster", partial(self.cluster, r))
+            self._stage(f"round{r}/classify", partial(self.classify, r))
             if r in measured_rounds:
-                self._stage(f"round{r}/maps", lambda r=r: self.make_maps(r))
+                self._stage(f"round{r}/maps", partial(self.make_maps, r))
         self._stage("threshold", self.choose)
         self._stage("affinity/labels", self.make_affinity_labels)
         self._stage("affinity/train", self.train_affinity)
@@ -234,7 +233,7 @@ class Training:
         subcategories = self._subcategories(r) if r > 0 else None
         self._seed_heads(f"round{r}/classify")
         net = CamNet(
-            self._backbone(self.config.network.output_stride),
+            self._backbone(self.config.network.train_stride or self.config.network.output_stride),
             len(self.dataset.classes),
             0 if subcategories is None else len(subcategories.parent),
         )
@@ -259,10 +258,17 @@ class Training:
         epochs, schedule = config.epochs_of(r)
         loader = self._loader(f"round{r}/classify", net.backbone, config.augment_of(r), config.batch)
         self._fit(f"round{r}/classify", net, loader, loss_of, config.optimiser, epochs, schedule)
-        self._write_net(self._weights_path(r), net, "cam_net", net.backbone, self.config.network.output_stride, {
-            "subcategory_parent": [] if subcategories is None else subcategories.parent.tolist(),
-            "round": r,
-        })
+        self._write_net(
+            self._weights_path(r),
+            net,
+            "cam_net",
+            net.backbone,
+            self.config.network.output_stride,
+            {
+                "subcategory_parent": [] if subcategories is None else subcategories.parent.tolist(),
+                "round": r,
+            },
+        )
 
     def make_maps(self, r: int) -> None:
         """Activation maps of the training images: all in the last round, the measurable ones before."""
@@ -349,7 +355,11 @@ class Training:
         loader = self._loader("affinity/train", net.backbone, config.augment, config.batch, read_label)
         self._fit("affinity/train", net, loader, loss_of, config.optimiser, config.epochs, config.epochs)
         self._write_net(
-            self.folder / "affinity_net.safetensors", net, "affinity_net", net.backbone, AFFINITY_STRIDE,
+            self.folder / "affinity_net.safetensors",
+            net,
+            "affinity_net",
+            net.backbone,
+            AFFINITY_STRIDE,
             {"radius": config.radius},
         )
 
@@ -411,7 +421,11 @@ class Training:
         loader = self._loader("segment/train", net.backbone, config.augment, config.batch, read_label)
         self._fit("segment/train", net, loader, loss_of, config.optimiser, config.epochs, config.epochs)
         self._write_net(
-            self.folder / "segmenter.safetensors", net, "segmenter", net.backbone, config.output_stride,
+            self.folder / "segmenter.safetensors",
+            net,
+            "segmenter",
+            net.backbone,
+            config.output_stride,
             {"rates": list(config.rates), "scales": list(config.scales)},
         )
 
@@ -446,7 +460,7 @@ class Training:
         if on_train.ids:
             measurable = _only(self.dataset.train, on_train.ids)
             for r in rounds:
-                paths = lambda id, r=r: self._map_path(r, id)  # noqa: E731
+                paths = partial(self._map_path, r)
                 chosen = choice.threshold
                 if r != self.last_round:
                     chosen = threshold_from_images(measurable, paths, config.threshold)
@@ -466,10 +480,10 @@ class Training:
             if measure.ids:
                 for name, last in (("segmenter", False), ("segmenter+crf", True)):
                     if not last or config.measure.crf_at_test:
-                        paths = lambda id, s=part.split, last=last: self._prediction_path(s, id, last=last)  # noqa: E731
+                        paths = partial(self._prediction_path, part.split, last=last)
                         rows.append(measure.labels(name, paths, tags_used=False))
         if not rows:
-            self.reporter.message("note: no masks, so nothing could be measured; the segmenter is finished all the same")
+            self.reporter.message("note: there are no masks, so nothing could be measured")
         write_json(
             self.folder / "scores.json",
             {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +41,8 @@ class Compute:
             precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "fp32"
         if precision == "fp16" and not on_gpu:
             raise BackendUnavailable("fp16 training needs a GPU", fix="use --set run.precision=fp32 (or bf16)")
+        if not on_gpu:
+            keep_freed_memory()
         return cls(device, precision)
 
     def autocast(self) -> torch.autocast:
@@ -49,7 +53,7 @@ class Compute:
     def place(self, model: nn.Module) -> None:
         """Moves the model to the device, channels last (on a CPU, depthwise networks need it)."""
         model.to(self.device)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
 
     def normalised(self, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
         """u8 [N H W 3] as normalised float [N 3 H W], channels last, on the device.
@@ -58,7 +62,21 @@ class Compute:
             mean, std: of RGB values in [0, 1].
         """
         # Copied where it must be: a mirrored view has a negative stride, which torch does not take.
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2).float()
+        images = torch.tensor(np.ascontiguousarray(pixels), device=self.device).permute(0, 3, 1, 2).float()
         scale = torch.tensor([255.0 * s for s in std], device=self.device).view(1, 3, 1, 1)
         offset = torch.tensor([255.0 * m for m in mean], device=self.device).view(1, 3, 1, 1)
         return ((images - offset) / scale).contiguous(memory_format=torch.channels_last)
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library reuse freed tensors instead of returning them to the system (Linux with glibc; else nothing).
+
+    By default every tensor above 32 MB is mapped and page-faulted anew, which costs a third of a training step.
+    """
+    MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # names in malloc.h
+    if sys.platform.startswith("linux"):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(MMAP_MAX, 0)
+            mallopt(TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(TOP_PAD, 64 << 20)

@@ -1,8 +1,8 @@
 """Weight files in, tensors by name out. Nothing in a file is ever executed.
 
-    .params        MXNet's NDArray container (the ImageNet weights of ResNet-38), read without MXNet
-    .safetensors   plain tensors
-    .pth .pt       torch archives, tensors only: a pickle that asks for code is refused
+.params        MXNet's NDArray container (the ImageNet weights of ResNet-38), read without MXNet
+.safetensors   plain tensors
+.pth .pt       torch archives, tensors only: a pickle that asks for code is refused
 """
 
 from __future__ import annotations

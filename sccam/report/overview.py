@@ -1,0 +1,131 @@
+"""One picture of a run: a few images, and beside each what every stage made of it.
+
+Columns: image | activation map of the last round | walked scores | pseudo label | segmenter's mask | true mask.
+A column whose files are not there yet, or an image without a true mask, is left grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sccam.artifacts import replacing
+from sccam.data.images import read_image
+from sccam.data.masks import read_mask, voc_palette
+from sccam.runtime.labeler import load_map, walked_scores
+from sccam.stages.walk import upsample
+from sccam.structures import BACKGROUND, IGNORE, ByteArray, Dataset, FloatArray
+
+TILE = 200  # [px] longer side of a picture
+GAP = 8  # [px]
+CAPTION = 24  # [px]
+PAPER, INK, ABSENT = (255, 255, 255), (40, 40, 40), (225, 225, 225)
+BLEND = 0.6  # share of the colour over the image
+
+
+def write_overview(
+    path: Path,
+    dataset: Dataset,
+    *,
+    last_map: Callable[[str], Path],
+    map_stride: int,
+    walked_map: Callable[[str], Path],
+    walk_stride: int,
+    pseudo_label: Callable[[str], Path],
+    prediction: Callable[[str], Path],
+    rows: int = 6,
+) -> None:
+    """Writes the picture of up to `rows` training images, one of each class first, as a PNG.
+
+    Args:
+        last_map, walked_map, pseudo_label, prediction: id -> file of a stage, which may not exist.
+        map_stride, walk_stride: [px per cell] of the stored maps.
+    """
+    images = dataset.train
+    titles = ("image", "activation map", "after the walk", "pseudo label", "segmenter", "true mask")
+    sheet = _Sheet(titles)
+    for n in _spread(dataset, rows):
+        id, image = images.ids[n], read_image(images.paths[n])
+        tags = ", ".join(np.array(images.classes)[images.labels.present[n]])
+        tiles: list[ByteArray | None] = [image]
+        size = (image.shape[0], image.shape[1])
+        activation = load_map(last_map(id))[0] if last_map(id).exists() else None
+        tiles.append(None if activation is None else heat(image, upsample(activation.scores, size, map_stride)))
+        walked = walked_scores(walked_map(id), 0, walk_stride)[0] if walked_map(id).exists() else None
+        tiles.append(None if walked is None else heat(image, walked[1:] / walked.max()))
+        true = dataset.masks.paths.get(id)
+        for file in (pseudo_label(id), prediction(id), true):
+            tiles.append(None if file is None or not file.exists() else coloured(image, read_mask(file)))
+        sheet.add(tags, tiles)
+    with replacing(path) as temporary:
+        sheet.picture().save(temporary, format="PNG", optimize=True)
+
+
+def heat(image: ByteArray, scores: FloatArray) -> ByteArray:
+    """The image in grey under its highest class score, from blue (0) over green to red (1).
+
+    Args:
+        image: u8 [H W 3].
+        scores: [P H W] in [0, 1].
+    """
+    highest = scores.max(axis=0, initial=0.0)[..., None]
+    colour = np.concatenate([1.5 - np.abs(4 * highest - k) for k in (3, 2, 1)], axis=-1).clip(0, 1) * 255
+    grey = image.mean(axis=-1, keepdims=True)
+    return (BLEND * colour + (1 - BLEND) * grey).astype(np.uint8)
+
+
+def coloured(image: ByteArray, index: ByteArray) -> ByteArray:
+    """The image under its labels in VOC colours; background stays as it is, 255 turns white."""
+    mixed = (BLEND * voc_palette()[index] + (1 - BLEND) * image).astype(np.uint8)
+    mixed[index == BACKGROUND] = image[index == BACKGROUND]
+    mixed[index == IGNORE] = 255
+    return mixed
+
+
+class _Sheet:
+    """Rows of equal tiles under a line of titles."""
+
+    def __init__(self, titles: tuple[str, ...]):
+        self.titles = titles
+        self.rows: list[tuple[str, list[Image.Image | None]]] = []
+
+    def add(self, caption: str, tiles: list[ByteArray | None]) -> None:
+        self.rows.append((caption, [None if tile is None else _thumbnail(tile) for tile in tiles]))
+
+    def picture(self) -> Image.Image:
+        heights = [max([tile.height for tile in tiles if tile] or [TILE]) for _, tiles in self.rows]
+        width = GAP + len(self.titles) * (TILE + GAP)
+        sheet = Image.new("RGB", (width, 2 * GAP + CAPTION + sum(h + CAPTION + GAP for h in heights)), PAPER)
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+        for column, title in enumerate(self.titles):
+            draw.text((GAP + column * (TILE + GAP), GAP), title, INK, font=font)
+        y = GAP + CAPTION
+        for (caption, tiles), height in zip(self.rows, heights, strict=True):
+            for column, tile in enumerate(tiles):
+                x = GAP + column * (TILE + GAP)
+                if tile is None:
+                    draw.rectangle((x, y, x + TILE - 1, y + height - 1), ABSENT)
+                else:
+                    sheet.paste(tile, (x, y))
+            draw.text((GAP, y + height + 2), caption, INK, font=font)
+            y += height + CAPTION + GAP
+        return sheet
+
+
+def _thumbnail(tile: ByteArray) -> Image.Image:
+    scale = TILE / max(tile.shape[:2])
+    size = (max(1, round(tile.shape[1] * scale)), max(1, round(tile.shape[0] * scale)))
+    return Image.fromarray(tile).resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+
+
+def _spread(dataset: Dataset, most: int) -> list[int]:
+    """Rows of the training list: an image with several tags first, then one of each class, in the order of classes."""
+    present = dataset.train.labels.present
+    chosen = [int(np.argmax(present.sum(axis=1)))]
+    for c in range(present.shape[1]):
+        candidates = [int(n) for n in np.flatnonzero(present[:, c]) if int(n) not in chosen]
+        chosen += candidates[:1]
+    return chosen[:most]
