@@ -218,6 +218,40 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    @property
+    def affinity_net(self) -> Path:
+        """Weights of the affinity network."""
+        return self / "affinity_net.safetensors"
+
+    @property
+    def segmenter(self) -> Path:
+        """Weights of the segmenter."""
+        return self / "segmenter.safetensors"
+
+    def classifier(self, r: int) -> Path:
+        """Weights of the classifier of round r."""
+        return self / f"round{r}/cam_net.safetensors"
+
+    def activation_map(self, r: int, id: str) -> Path:
+        """Stored activation map of an image in round r."""
+        return self / f"round{r}/activation_maps/{id}.npz"
+
+    def affinity_label(self, id: str) -> Path:
+        """Labels of an image's cells for the affinity network."""
+        return self / f"affinity_labels/{id}.png"
+
+    def walked_map(self, id: str) -> Path:
+        """Stored scores of an image after the random walk."""
+        return self / f"walked_maps/{id}.npz"
+
+    def pseudo_label(self, id: str) -> Path:
+        """Pseudo label of a training image."""
+        return self / f"pseudo_labels/{id}.png"
+
+    def prediction(self, split: str, id: str, *, crf: bool = False) -> Path:
+        """The segmenter's mask of an image, with or without a CRF behind it."""
+        return self / f"predictions{'_crf' if crf else ''}/{split}/{id}.png"
+
     def state(self) -> dict[str, Any]:
         """The content of run.json; empty for a new folder."""
         path = self / "run.json"

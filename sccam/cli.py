@@ -185,6 +185,7 @@ def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     _print_table("", ["stage", "column", "setting", "split", "images", "tags given", "mIoU", "F"], rows)
     total = sum(scores["seconds"].values())
     print(f"{_duration(total)} in all, peak memory {scores['peak_memory_mb']:.0f} MB")
+    print(f"picture       {folder / 'overview.png'}")
     print(f"scores        {folder / 'scores.json'}")
     print(f"pseudo labels {folder / 'pseudo_labels'}")
     print(f"segmenter     {folder / 'segmenter.safetensors'}")

@@ -17,6 +17,7 @@ from sccam.data.folder import check_cluster_counts
 from sccam.errors import Interrupted, RunFolderError
 from sccam.fit import StopRequest
 from sccam.recipe import RunConfig, load_config
+from sccam.report.overview import write_overview
 from sccam.structures import Dataset
 from sccam.training import Reporter, Silent, Training
 
@@ -61,6 +62,7 @@ def train(
         except BaseException:
             folder.update(status="failed")
             raise
+        write_overview(folder, dataset, settings)
         folder.update(status="finished", ended=_now())
     return scores
 

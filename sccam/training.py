@@ -55,6 +55,7 @@ from sccam.nets.compute import Compute
 from sccam.nets.deeplab import DeepLab
 from sccam.recipe import RunConfig
 from sccam.runtime.labeler import (
+    AFFINITY_STRIDE,
     Alphas,
     affinity_label_job,
     pseudo_label_job,
@@ -81,7 +82,6 @@ from sccam.stages.segment import segmentation_loss
 from sccam.stages.threshold import alpha_of
 from sccam.structures import ByteArray, Dataset, SubcategoryLabels, TaggedImages
 
-AFFINITY_STRIDE = 8  # [px per cell] of the walk's grid; psa
 ORACLE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # whose alphas the walk's oracle tries
 TWO_EXTREMES = 64.0  # exponents are kept within [1/this, this]
 
@@ -238,7 +238,7 @@ class Training:
             0 if subcategories is None else len(subcategories.parent),
         )
         if r > 0 and config.restart == "previous":
-            _load_trunk(net.backbone, self._weights_path(r - 1))
+            _load_trunk(net.backbone, self.folder.classifier(r - 1))
         parent_targets = torch.from_numpy(self.train_images.labels.present).float().to(self.compute.device)
         sub_targets = None
         if subcategories is not None:
@@ -259,7 +259,7 @@ class Training:
         loader = self._loader(f"round{r}/classify", net.backbone, config.augment_of(r), config.batch)
         self._fit(f"round{r}/classify", net, loader, loss_of, config.optimiser, epochs, schedule)
         self._write_net(
-            self._weights_path(r),
+            self.folder.classifier(r),
             net,
             "cam_net",
             net.backbone,
@@ -277,7 +277,7 @@ class Training:
         if r < self.last_round:
             rows = [n for n in rows if self.train_images.ids[n] in self.dataset.masks.paths]  # type: ignore[assignment]
         for n in self._watched(rows):
-            path = self._map_path(r, self.train_images.ids[n])
+            path = self.folder.activation_map(r, self.train_images.ids[n])
             if path.exists():
                 continue
             image = read_image(self.train_images.paths[n])
@@ -293,7 +293,7 @@ class Training:
         """The threshold from the last round's maps and the images; the exponents keep the paper's distance to it."""
         config = self.config
         threshold = threshold_from_images(
-            self.train_images, lambda id: self._map_path(self.last_round, id), config.threshold
+            self.train_images, lambda id: self.folder.activation_map(self.last_round, id), config.threshold
         )
         # The paper's exponents belong to its threshold: each is moved as far as the threshold's own exponent moved.
         factor = 1.0 if config.threshold.rule == "fixed" else alpha_of(threshold) / alpha_of(config.threshold.fixed)
@@ -322,14 +322,14 @@ class Training:
         jobs = [
             (
                 path,
-                self._map_path(self.last_round, id),
-                self._affinity_label_path(id),
+                self.folder.activation_map(self.last_round, id),
+                self.folder.affinity_label(id),
                 self.config.cam.grid_stride,
                 AFFINITY_STRIDE,
                 alphas,
                 self.config.crf,
             )
-            for path, id in self._missing(self._affinity_label_path)
+            for path, id in self._missing(self.folder.affinity_label)
         ]
         self._jobs(affinity_label_job, jobs, len(jobs))
 
@@ -341,7 +341,7 @@ class Training:
         offsets = neighbour_offsets(config.radius)
 
         def read_label(n: int) -> ByteArray:
-            grid = read_mask(self._affinity_label_path(self.train_images.ids[n]))
+            grid = read_mask(self.folder.affinity_label(self.train_images.ids[n]))
             return np.kron(grid, np.ones((AFFINITY_STRIDE, AFFINITY_STRIDE), dtype=np.uint8))
 
         def loss_of(batch: TrainingBatch) -> Tensor:
@@ -355,7 +355,7 @@ class Training:
         loader = self._loader("affinity/train", net.backbone, config.augment, config.batch, read_label)
         self._fit("affinity/train", net, loader, loss_of, config.optimiser, config.epochs, config.epochs)
         self._write_net(
-            self.folder / "affinity_net.safetensors",
+            self.folder.affinity_net,
             net,
             "affinity_net",
             net.backbone,
@@ -366,18 +366,18 @@ class Training:
     def walk(self) -> None:
         """Walks the last round's maps along the learned affinities."""
         net = AffinityNet(self._backbone(self.config.network.output_stride, pretrained=False), AFFINITY_STRIDE)
-        _load(net, self.folder / "affinity_net.safetensors", self.compute)
+        _load(net, self.folder.affinity_net, self.compute)
         features_of = affinity_features(net, self.compute)
         offsets = neighbour_offsets(self.config.affinity.radius)
-        missing = list(self._missing(self._walked_path))
+        missing = list(self._missing(self.folder.walked_map))
 
         def jobs() -> Iterator[tuple[Any, ...]]:
             for path, id in missing:
                 field = affinity_field(features_of(read_image(path)), offsets, AFFINITY_STRIDE)
                 yield (
                     field,
-                    self._map_path(self.last_round, id),
-                    self._walked_path(id),
+                    self.folder.activation_map(self.last_round, id),
+                    self.folder.walked_map(id),
                     self.config.cam.grid_stride,
                     self._walk_alphas(),
                     self.config.walk,
@@ -390,13 +390,13 @@ class Training:
         jobs = [
             (
                 path,
-                self._walked_path(id),
-                self._pseudo_label_path(id),
+                self.folder.walked_map(id),
+                self.folder.pseudo_label(id),
                 AFFINITY_STRIDE,
                 self.config.crf,
                 self.config.pseudo_label,
             )
-            for path, id in self._missing(self._pseudo_label_path)
+            for path, id in self._missing(self.folder.pseudo_label)
         ]
         self._jobs(pseudo_label_job, jobs, len(jobs))
 
@@ -408,10 +408,10 @@ class Training:
         self._seed_heads("segment/train")
         net = self._deeplab()
         if config.initialise == "classifier":  # the trunk of the last round instead of the pretrained one
-            _load_trunk(net.backbone, self._weights_path(self.last_round))
+            _load_trunk(net.backbone, self.folder.classifier(self.last_round))
 
         def read_label(n: int) -> ByteArray:
-            return read_mask(self._pseudo_label_path(self.train_images.ids[n]))
+            return read_mask(self.folder.pseudo_label(self.train_images.ids[n]))
 
         def loss_of(batch: TrainingBatch) -> Tensor:
             assert batch.labels is not None
@@ -421,7 +421,7 @@ class Training:
         loader = self._loader("segment/train", net.backbone, config.augment, config.batch, read_label)
         self._fit("segment/train", net, loader, loss_of, config.optimiser, config.epochs, config.epochs)
         self._write_net(
-            self.folder / "segmenter.safetensors",
+            self.folder.segmenter,
             net,
             "segmenter",
             net.backbone,
@@ -432,21 +432,22 @@ class Training:
     def predict(self) -> None:
         """The segmenter's masks where they can be measured, without tags; and with a CRF behind it."""
         net = self._deeplab(pretrained=False)
-        _load(net, self.folder / "segmenter.safetensors", self.compute)
+        _load(net, self.folder.segmenter, self.compute)
         scores_of = segmentation_scores(net, self.compute)
         items = [
             (path, id, part.split)
             for part in self._segmented_parts()
             for path, id in _pairs(part)
-            if id in self.dataset.masks.paths and not self._prediction_path(part.split, id, last=True).exists()
+            if id in self.dataset.masks.paths
+            and not self.folder.prediction(part.split, id, crf=self.config.measure.crf_at_test).exists()
         ]
 
         def jobs() -> Iterator[tuple[Any, ...]]:
             for path, id, split in items:
                 probabilities = scores_of(read_image(path))
-                write_mask(self._prediction_path(split, id), probabilities.argmax(axis=0).astype(np.uint8))
+                write_mask(self.folder.prediction(split, id), probabilities.argmax(axis=0).astype(np.uint8))
                 if self.config.measure.crf_at_test:
-                    yield path, probabilities, self._prediction_path(split, id, last=True), DEEPLAB
+                    yield path, probabilities, self.folder.prediction(split, id, crf=True), DEEPLAB
 
         self._jobs(refine_job, jobs(), len(items))
 
@@ -460,7 +461,7 @@ class Training:
         if on_train.ids:
             measurable = _only(self.dataset.train, on_train.ids)
             for r in rounds:
-                paths = partial(self._map_path, r)
+                paths = partial(self.folder.activation_map, r)
                 chosen = choice.threshold
                 if r != self.last_round:
                     chosen = threshold_from_images(measurable, paths, config.threshold)
@@ -473,14 +474,14 @@ class Training:
                     config.measure.oracle_steps,
                 )
             alphas = self._walk_alphas()
-            rows += on_train.walked(self._walked_path, AFFINITY_STRIDE, alphas, config.walk.alpha, alphas[0])
-            rows.append(on_train.labels("pseudo_labels", self._pseudo_label_path, tags_used=True))
+            rows += on_train.walked(self.folder.walked_map, AFFINITY_STRIDE, alphas, config.walk.alpha, alphas[0])
+            rows.append(on_train.labels("pseudo_labels", self.folder.pseudo_label, tags_used=True))
         for part in self._segmented_parts():
             measure = Measure(part, self.dataset.masks, self.workers)
             if measure.ids:
-                for name, last in (("segmenter", False), ("segmenter+crf", True)):
-                    if not last or config.measure.crf_at_test:
-                        paths = partial(self._prediction_path, part.split, last=last)
+                for name, crf in (("segmenter", False), ("segmenter+crf", True)):
+                    if not crf or config.measure.crf_at_test:
+                        paths = partial(self.folder.prediction, part.split, crf=crf)
                         rows.append(measure.labels(name, paths, tags_used=False))
         if not rows:
             self.reporter.message("note: there are no masks, so nothing could be measured")
@@ -499,27 +500,6 @@ class Training:
                 "peak_memory_mb": peak_memory_mb(),
             },
         )
-
-    # Where things lie -----------------------------------------------------------------------------------------------
-
-    def _weights_path(self, r: int) -> Path:
-        return self.folder / f"round{r}/cam_net.safetensors"
-
-    def _map_path(self, r: int, id: str) -> Path:
-        return self.folder / f"round{r}/activation_maps/{id}.npz"
-
-    def _affinity_label_path(self, id: str) -> Path:
-        return self.folder / f"affinity_labels/{id}.png"
-
-    def _walked_path(self, id: str) -> Path:
-        return self.folder / f"walked_maps/{id}.npz"
-
-    def _pseudo_label_path(self, id: str) -> Path:
-        return self.folder / f"pseudo_labels/{id}.png"
-
-    def _prediction_path(self, split: str, id: str, *, last: bool = False) -> Path:
-        crf = "_crf" if last and self.config.measure.crf_at_test else ""
-        return self.folder / f"predictions{crf}/{split}/{id}.png"
 
     # Pieces that several stages share -------------------------------------------------------------------------------
 
@@ -645,7 +625,7 @@ class Training:
         subcategories = len(self._subcategories(r).parent) if r > 0 else 0
         backbone = self._backbone(self.config.network.output_stride, pretrained=False)
         net = CamNet(backbone, len(self.dataset.classes), subcategories)
-        _load(net, self._weights_path(r), self.compute)
+        _load(net, self.folder.classifier(r), self.compute)
         return net
 
     def _deeplab(self, *, pretrained: bool = True) -> DeepLab:

@@ -24,12 +24,16 @@ from sccam.data.folder import (
 )
 from sccam.data.images import IMAGE_SUFFIXES
 from sccam.errors import DataError
-from sccam.structures import Dataset, TrueMasks
+from sccam.structures import Dataset, TaggedImages, TrueMasks
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+TRAIN_AUG_IMAGES = 10_582  # the paper's text says 10,528, a digit swap
+TRAIN_AUG_CLASS_SIZES = (
+    590, 504, 705, 468, 714, 393, 1150, 1005, 1228, 267, 613, 1188, 445, 492, 4155, 522, 300, 649, 503, 567,
+)  # fmt: skip  # images of each class in the authors' train_aug list
 MASK_FOLDERS = ("SegmentationClass", "SegmentationClassAug")  # the first that has the image's mask is taken
 
 
@@ -75,6 +79,8 @@ def read_voc(
     val = tagged_images("val", tuple(val_rows), files, val_rows, classes)
     check_classes(train, lists / f"{train_list}.txt")
 
+    if train_list == "train_aug" and classes == VOC_CLASSES:
+        warnings += train_aug_differences(train)
     masks = _find_masks(root, [*train_rows, *val_rows])
     counts = {name: sum(path.parent.name == name for path in masks.values()) for name in MASK_FOLDERS}
     if counts["SegmentationClassAug"]:
@@ -83,6 +89,22 @@ def read_voc(
             "SegmentationClassAug; where both exist the original is taken, which marks object borders as 255"
         )
     return Dataset(root, train, val, TrueMasks(masks, classes), tuple(warnings))
+
+
+def train_aug_differences(train: TaggedImages) -> list[str]:
+    """What sets a train_aug list apart from the authors', as warnings: figures would not be comparable."""
+    sizes = train.labels.present.sum(axis=0).tolist()
+    other = [
+        f"{name} {found} instead of {expected}"
+        for name, found, expected in zip(train.classes, sizes, TRAIN_AUG_CLASS_SIZES, strict=True)
+        if found != expected
+    ]
+    if len(train) == TRAIN_AUG_IMAGES and not other:
+        return []
+    shown = ", ".join(other[:3]) + (", ..." if len(other) > 3 else "")
+    return [
+        f"train_aug has {len(train)} images, the authors' has {TRAIN_AUG_IMAGES}; images by class: {shown or 'equal'}"
+    ]
 
 
 def object_names(annotation: Path | str) -> tuple[str, ...]:

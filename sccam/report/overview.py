@@ -6,16 +6,16 @@ A column whose files are not there yet, or an image without a true mask, is left
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sccam.artifacts import replacing
+from sccam.artifacts import RunFolder, replacing
 from sccam.data.images import read_image
 from sccam.data.masks import read_mask, voc_palette
-from sccam.runtime.labeler import load_map, walked_scores
+from sccam.recipe import RunConfig
+from sccam.runtime.labeler import AFFINITY_STRIDE, load_map, walked_scores
 from sccam.stages.walk import upsample
 from sccam.structures import BACKGROUND, IGNORE, ByteArray, Dataset, FloatArray
 
@@ -26,42 +26,26 @@ PAPER, INK, ABSENT = (255, 255, 255), (40, 40, 40), (225, 225, 225)
 BLEND = 0.6  # share of the colour over the image
 
 
-def write_overview(
-    path: Path,
-    dataset: Dataset,
-    *,
-    last_map: Callable[[str], Path],
-    map_stride: int,
-    walked_map: Callable[[str], Path],
-    walk_stride: int,
-    pseudo_label: Callable[[str], Path],
-    prediction: Callable[[str], Path],
-    rows: int = 6,
-) -> None:
-    """Writes the picture of up to `rows` training images, one of each class first, as a PNG.
-
-    Args:
-        last_map, walked_map, pseudo_label, prediction: id -> file of a stage, which may not exist.
-        map_stride, walk_stride: [px per cell] of the stored maps.
-    """
-    images = dataset.train
-    titles = ("image", "activation map", "after the walk", "pseudo label", "segmenter", "true mask")
-    sheet = _Sheet(titles)
+def write_overview(folder: RunFolder, dataset: Dataset, config: RunConfig, *, rows: int = 6) -> Path:
+    """Writes the picture of up to `rows` training images into the run folder, as overview.png."""
+    images, last = dataset.train, config.classify.rounds
+    sheet = _Sheet(("image", "activation map", "after the walk", "pseudo label", "segmenter", "true mask"))
     for n in _spread(dataset, rows):
         id, image = images.ids[n], read_image(images.paths[n])
-        tags = ", ".join(np.array(images.classes)[images.labels.present[n]])
-        tiles: list[ByteArray | None] = [image]
-        size = (image.shape[0], image.shape[1])
-        activation = load_map(last_map(id))[0] if last_map(id).exists() else None
-        tiles.append(None if activation is None else heat(image, upsample(activation.scores, size, map_stride)))
-        walked = walked_scores(walked_map(id), 0, walk_stride)[0] if walked_map(id).exists() else None
-        tiles.append(None if walked is None else heat(image, walked[1:] / walked.max()))
-        true = dataset.masks.paths.get(id)
-        for file in (pseudo_label(id), prediction(id), true):
-            tiles.append(None if file is None or not file.exists() else coloured(image, read_mask(file)))
-        sheet.add(tags, tiles)
+        tiles: list[ByteArray | None] = [image, None, None]
+        if (file := folder.activation_map(last, id)).exists():
+            activation, size = load_map(file)
+            tiles[1] = heat(image, upsample(activation.scores, size, config.cam.grid_stride))
+        if (file := folder.walked_map(id)).exists():
+            walked, _ = walked_scores(file, 0, AFFINITY_STRIDE)
+            tiles[2] = heat(image, walked[1:] / max(walked.max(), 1e-6))
+        for mask in (folder.pseudo_label(id), folder.prediction("train", id), dataset.masks.paths.get(id)):
+            tiles.append(coloured(image, read_mask(mask)) if mask is not None and mask.exists() else None)
+        sheet.add(", ".join(np.array(images.classes)[images.labels.present[n]]), tiles)
+    path = folder / "overview.png"
     with replacing(path) as temporary:
         sheet.picture().save(temporary, format="PNG", optimize=True)
+    return path
 
 
 def heat(image: ByteArray, scores: FloatArray) -> ByteArray:

@@ -20,6 +20,8 @@ from sccam.stages.pseudo_label import PseudoLabelConfig, label_index
 from sccam.stages.walk import WalkConfig, background_score, pool_to_grid, random_walk, upsample, with_background
 from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray
 
+AFFINITY_STRIDE = 8  # [px per cell] of affinities and walk; psa
+
 
 @dataclass(frozen=True, slots=True)
 class Alphas:

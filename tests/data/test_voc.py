@@ -10,8 +10,15 @@ from PIL import Image
 
 from sccam.data import open_dataset, read_voc
 from sccam.data.masks import write_mask
-from sccam.data.voc import VOC_CLASSES, object_names
+from sccam.data.voc import (
+    TRAIN_AUG_CLASS_SIZES,
+    TRAIN_AUG_IMAGES,
+    VOC_CLASSES,
+    object_names,
+    train_aug_differences,
+)
 from sccam.errors import DataError
+from sccam.structures import LabelSet, TaggedImages
 
 OBJECT = "<object><name>{}</name><difficult>{}</difficult><part><name>head</name></part></object>"
 CLASSES = ("cat", "dog")
@@ -142,3 +149,21 @@ def test_the_folder_above_is_told_which_one_to_give(root: Path, tmp_path_factory
     (above / "VOC2012").symlink_to(root)
     with pytest.raises(DataError, match=r"give .*VOC2012"):
         open_dataset(above)
+
+
+def test_the_authors_class_sizes_are_16458_image_and_class_pairs() -> None:
+    assert sum(TRAIN_AUG_CLASS_SIZES) == 16_458
+    assert len(TRAIN_AUG_CLASS_SIZES) == len(VOC_CLASSES)
+    assert min(TRAIN_AUG_CLASS_SIZES) == TRAIN_AUG_CLASS_SIZES[VOC_CLASSES.index("cow")] == 267
+
+
+def test_a_train_aug_list_of_the_authors_sizes_is_silent_and_any_other_is_told() -> None:
+    present = np.zeros((TRAIN_AUG_IMAGES, len(VOC_CLASSES)), bool)
+    for c, size in enumerate(TRAIN_AUG_CLASS_SIZES):
+        present[:size, c] = True
+    ids = tuple(str(n) for n in range(TRAIN_AUG_IMAGES))
+    same = TaggedImages("train", tuple(map(Path, ids)), LabelSet(present, ids, VOC_CLASSES))
+    assert train_aug_differences(same) == []
+    present[0, 0] = False
+    (warning,) = train_aug_differences(same)
+    assert "aeroplane 589 instead of 590" in warning

@@ -1,0 +1,166 @@
+"""The whole chain on a folder of photographs, over several seeds: one JSON, and the README's table from it.
+
+    python benchmarks/bench_photos.py DATA            # trains seed 0, 1, 2 and writes results/photos.json
+    python benchmarks/bench_photos.py --tables        # writes the README's table anew from the JSON
+
+A run that is there already is resumed, so the script can be stopped and started again. Seconds are wall seconds of
+the machine that the JSON names; nothing else should run on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "photos.json"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- photos table: begin -->", "<!-- photos table: end -->"
+COLUMNS = ("fixed", "image_only", "oracle")
+LIBRARIES = ("torch", "timm", "scikit-learn", "pydensecrf2", "numpy")
+
+
+def main() -> None:
+    """Reads the arguments; trains and writes the JSON, or only the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--config", default="photos")
+    parser.add_argument("--runs", type=Path, default=Path("runs/photos"))
+    parser.add_argument("--tables", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.data is not None:
+        scores = [train(arguments.data, arguments.config, arguments.runs, seed) for seed in arguments.seeds]
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(json.dumps(summary(scores, arguments.config), indent=1) + "\n", encoding="utf-8")
+    elif not arguments.tables:
+        parser.error("give a folder of photographs, or --tables")
+    write_table()
+
+
+def train(data: Path, config: str, runs: Path, seed: int) -> dict[str, Any]:
+    """The scores of one seed."""
+    out = runs / f"seed{seed}"
+    command = [sys.executable, "-m", "sccam.cli", "train", str(data), "-c", config, "--out", str(out), "--resume"]
+    subprocess.run([*command, "--set", f"run.seed={seed}"], check=True)
+    return dict(json.loads((out / "scores.json").read_text(encoding="utf-8")))
+
+
+def summary(scores: list[dict[str, Any]], config: str) -> dict[str, Any]:
+    """Mean and deviation over seeds of every (stage, column, split), with what was measured on what."""
+    rows = []
+    for same in zip(*(run["rows"] for run in scores), strict=True):
+        first = same[0]
+        if any(
+            (row["stage"], row["column"], row["split"]) != (first["stage"], first["column"], first["split"])
+            for row in same
+        ):
+            raise SystemExit("the runs have different rows; train them with the same configuration")
+        row = {key: first[key] for key in ("stage", "column", "split", "images", "ids_sha256", "tags_used")}
+        for metric in ("miou", "f_score", "mean_precision", "mean_recall"):
+            row[metric] = spread([run[metric] for run in same])
+        for setting in ("threshold", "alpha"):
+            if setting in first:
+                row[setting] = [round(run[setting], 4) for run in same]
+        row["iou"] = {name: round(statistics.mean(run["iou"][name] for run in same), 4) for name in first["iou"]}
+        rows.append(row)
+    return {
+        "config": config,
+        "seeds": [run["seed"] for run in scores],
+        "supervision": scores[0]["supervision"],
+        "device": device_name(),
+        "commit": commit(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "minutes": spread([sum(run["seconds"].values()) / 60 for run in scores]),
+        "seconds_by_stage": {name: spread([run["seconds"][name] for run in scores]) for name in scores[0]["seconds"]},
+        "peak_memory_mb": max(run["peak_memory_mb"] for run in scores),
+        "rows": rows,
+    }
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean, sample deviation and the values themselves."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {
+        "mean": round(statistics.mean(values), 4),
+        "sd": round(deviation, 4),
+        "values": [round(v, 4) for v in values],
+    }
+
+
+def write_table() -> None:
+    """Replaces what stands between the two marks of the README by the table of the JSON."""
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    README.write_text(f"{before}{BEGIN}\n{table(result)}\n{END}{after}", encoding="utf-8")
+
+
+def table(result: dict[str, Any]) -> str:
+    """The Markdown table: stages down, the three columns across; labels and masks need no threshold."""
+    lines = [
+        "| stage | split, images | tags given | fixed | from images alone | oracle |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = result["rows"]
+    for stage, split in dict.fromkeys((row["stage"], row["split"]) for row in rows):
+        here = {row["column"]: row for row in rows if (row["stage"], row["split"]) == (stage, split)}
+        first = next(iter(here.values()))
+        if "labels" in here:
+            cells = ["", cell(here["labels"]), ""]
+        else:
+            cells = [cell(here[column]) for column in COLUMNS]
+        tags = "yes" if first["tags_used"] else "no"
+        lines.append(f"| {stage} | {split}, {first['images']} | {tags} | {' | '.join(cells)} |")
+    minutes, seeds = result["minutes"], ", ".join(map(str, result["seeds"]))
+    lines.append("")
+    lines.append(
+        f"mIoU in %, mean ± deviation over seeds {seeds}; configuration `{result['config']}`; "
+        f"{minutes['mean']:.1f} minutes a seed on {result['device']}; peak memory {result['peak_memory_mb']:.0f} MB."
+    )
+    return "\n".join(lines)
+
+
+def cell(row: dict[str, Any]) -> str:
+    """One figure, with the threshold or exponent it was taken at."""
+    text = f"{100 * row['miou']['mean']:.1f} ± {100 * row['miou']['sd']:.1f}"
+    for setting in ("threshold", "alpha"):
+        if setting in row:
+            text += f" ({setting} {statistics.mean(row[setting]):.2f})"
+    return text
+
+
+def device_name() -> str:
+    """The processor, and how many cores of it are used."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    return f"{cores} cores of {model}"
+
+
+def commit() -> str:
+    """The commit of the checkout, with a mark if it was changed since."""
+    git = ["git", "-C", str(HERE)]
+    name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False
+    ).stdout
+    return name.strip() + ("+changes" if changed.strip() else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Eq. 2: every present class of an image in exactly one sub-category, and clusters that are really there are found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from sccam.errors import NumericError, ShapeError
+from sccam.stages.cluster import ClusterConfig, cluster_subcategories
+from sccam.structures import LabelSet, SubcategoryLabels
+
+CLASSES = ("cat", "dog", "car")
+
+
+def tags(present: np.ndarray) -> LabelSet:
+    ids = tuple(f"image{n}" for n in range(len(present)))
+    return LabelSet(present.astype(bool), ids, CLASSES[: present.shape[1]])
+
+
+def block(labels: SubcategoryLabels, c: int) -> np.ndarray:
+    """[N K] sub-categories of class c, found by parent."""
+    return labels.present[:, labels.parent == c]
+
+
+def same_cluster(labels: SubcategoryLabels, c: int) -> np.ndarray:
+    """[N N] whether two images share a sub-category of class c: the partition without its names."""
+    own = block(labels, c).astype(int)
+    return own @ own.T > 0
+
+
+def planted(per_cluster: int = 6, dimensions: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Features around four far corners [N D], and the corner of each."""
+    rng = np.random.default_rng(0)
+    corners = 10 * np.eye(4, dimensions)
+    origin = np.repeat(np.arange(4), per_cluster)
+    features = corners[origin] + rng.normal(0, 0.1, (len(origin), dimensions))
+    return features.astype(np.float32), origin
+
+
+@settings(max_examples=25)
+@given(
+    present=arrays(bool, (9, 3)),
+    features=arrays(np.float32, (9, 2), elements=st.sampled_from([0.0, 0.5, 3.0])),
+    k=st.integers(1, 5),
+)
+def test_an_image_has_exactly_one_subcategory_for_each_present_class_and_none_for_the_others(present, features, k):
+    labels = cluster_subcategories(features, tags(present), ClusterConfig(k=k, n_init=1))
+    for c in range(3):
+        assert np.array_equal(block(labels, c).sum(axis=1), present[:, c])
+        different = len(np.unique(features[present[:, c]], axis=0))
+        assert 1 <= block(labels, c).shape[1] <= max(1, min(k, different))
+    assert np.all(np.diff(labels.parent) >= 0)
+
+
+def test_planted_clusters_are_found():
+    features, origin = planted()
+    labels = cluster_subcategories(features, tags(np.ones((len(origin), 1))), ClusterConfig(k=4))
+    assert np.array_equal(same_cluster(labels, 0), origin[:, None] == origin)
+
+
+def test_the_order_of_images_matters_to_the_names_of_clusters_only():
+    features, _ = planted()
+    present = np.random.default_rng(1).random((len(features), 2)) < 0.8
+    order = np.random.default_rng(2).permutation(len(features))
+    config = ClusterConfig(k=4)
+    labels = cluster_subcategories(features, tags(present), config)
+    shuffled = cluster_subcategories(features[order], tags(present[order]), config)
+    for c in range(2):
+        assert np.array_equal(same_cluster(shuffled, c), same_cluster(labels, c)[np.ix_(order, order)])
+
+
+def test_each_class_is_clustered_alone_so_the_order_of_classes_moves_blocks_only():
+    rng = np.random.default_rng(0)
+    features, present = rng.random((20, 3), np.float32), rng.random((20, 3)) < 0.6
+    config = ClusterConfig(k=3)
+    labels = cluster_subcategories(features, tags(present), config)
+    turned = cluster_subcategories(features, tags(present[:, [2, 0, 1]]), config)
+    for new, old in enumerate([2, 0, 1]):
+        assert np.array_equal(block(turned, new), block(labels, old))
+
+
+def test_an_image_with_two_classes_enters_both_fits():
+    features = np.array([[0.0], [0.1], [9.0], [9.1]], np.float32)
+    labels = cluster_subcategories(features, tags(np.ones((4, 2))), ClusterConfig(k=2))
+    assert labels.parent.tolist() == [0, 0, 1, 1]
+    assert np.array_equal(same_cluster(labels, 0), same_cluster(labels, 1))
+    assert same_cluster(labels, 0)[0].tolist() == [True, True, False, False]
+
+
+def test_the_same_seed_gives_the_same_labels():
+    rng = np.random.default_rng(0)
+    features, present = rng.random((30, 4), np.float32), np.ones((30, 1))
+    config = ClusterConfig(k=5, n_init=1)
+    first, second = (cluster_subcategories(features, tags(present), config, seed=3) for _ in range(2))
+    assert np.array_equal(first.present, second.present)
+
+
+# Where K cannot be reached
+
+
+def test_k_is_at_most_the_number_of_images():
+    labels = cluster_subcategories(np.eye(3, dtype=np.float32), tags(np.ones((3, 1))), ClusterConfig(k=10))
+    assert labels.parent.tolist() == [0, 0, 0]
+    assert labels.present.sum(axis=0).tolist() == [1, 1, 1]
+
+
+def test_k_is_at_most_the_number_of_different_vectors():
+    features = np.array([[1.0], [1.0], [1.0], [4.0], [4.0]], np.float32)
+    labels = cluster_subcategories(features, tags(np.ones((5, 1))), ClusterConfig(k=4))
+    assert sorted(labels.present.sum(axis=0).tolist()) == [2, 3]
+
+
+def test_a_class_of_equal_vectors_or_of_one_image_has_one_subcategory():
+    present = np.array([[1, 0], [1, 0], [1, 1]])
+    labels = cluster_subcategories(np.ones((3, 2), np.float32), tags(present), ClusterConfig(k=10))
+    assert labels.parent.tolist() == [0, 1]
+    assert np.array_equal(labels.present, present)
+
+
+def test_a_class_without_images_keeps_one_empty_subcategory_so_that_every_class_has_a_block():
+    present = np.array([[1, 0, 1], [1, 0, 0]])
+    labels = cluster_subcategories(np.array([[0.0], [5.0]], np.float32), tags(present), ClusterConfig(k=2))
+    assert labels.parent.tolist() == [0, 0, 1, 2]
+    assert not block(labels, 1).any()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_feature_that_is_not_finite_names_its_image(value):
+    features = np.ones((3, 2), np.float32)
+    features[1, 1] = value
+    with pytest.raises(NumericError, match="NaN or infinite") as caught:
+        cluster_subcategories(features, tags(np.ones((3, 1))), ClusterConfig())
+    assert caught.value.where == "image image1"
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (3,), (3, 4, 1)])
+def test_features_that_do_not_fit_the_tags_are_refused(shape):
+    with pytest.raises(ShapeError, match=r"expected \[3, D\]"):
+        cluster_subcategories(np.ones(shape, np.float32), tags(np.ones((3, 1))), ClusterConfig())
