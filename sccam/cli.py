@@ -23,8 +23,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make and look at image folders.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-BUG_EXIT_CODE = 1
-INTERRUPTED_EXIT_CODE = 130
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")]
 
@@ -184,7 +182,8 @@ def _print_scores(scores: dict[str, Any], folder: Path) -> None:
         )
     _print_table("", ["stage", "column", "setting", "split", "images", "tags given", "mIoU", "F"], rows)
     total = sum(scores["seconds"].values())
-    print(f"{_duration(total)} in all, peak memory {scores['peak_memory_mb']:.0f} MB")
+    memory = scores["peak_memory_mb"]
+    print(f"{_duration(total)} in all" + (f", peak memory {memory:.0f} MB" if memory else ""))
     print(f"picture       {folder / 'overview.png'}")
     print(f"scores        {folder / 'scores.json'}")
     print(f"pseudo labels {folder / 'pseudo_labels'}")
@@ -215,9 +214,6 @@ def main() -> None:
             traceback.print_exc()
         print(_framed(error), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("stopped at once; what was finished is saved", file=sys.stderr)
-        raise SystemExit(INTERRUPTED_EXIT_CODE) from None
 
 
 def _framed(error: SccamError) -> str:

@@ -49,7 +49,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            raise Interrupted("stopped at once; what was saved before is intact")
         self.signal = number
 
     def check(self) -> None:
@@ -119,6 +119,8 @@ def fit(
             done += 1
             losses.append(value)
             on_step(done, total)
+            if done % loader.steps == 0:
+                break  # the epoch is told and saved below
             if stop.signal is not None or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                 _save(checkpoint, model, optimiser, scaler, done)
                 saved_at = time.monotonic()
@@ -128,6 +130,7 @@ def fit(
             on_epoch(epoch, sum(losses) / len(losses), len(losses) * loader.batch / seconds)
         _save(checkpoint, model, optimiser, scaler, done)
         saved_at = time.monotonic()
+        stop.check()
     model.eval()
 
 

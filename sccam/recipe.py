@@ -12,7 +12,7 @@ from sccam.stages.affinity import AffinityConfig
 from sccam.stages.cam import CamConfig
 from sccam.stages.classify import ClassifyConfig
 from sccam.stages.cluster import ClusterConfig
-from sccam.stages.crf import CrfConfig
+from sccam.stages.crf import DEEPLAB, CrfConfig
 from sccam.stages.pseudo_label import PseudoLabelConfig
 from sccam.stages.segment import SegmentConfig
 from sccam.stages.threshold import ThresholdConfig
@@ -36,7 +36,6 @@ class DataSettings:
     train_list: str = "train_aug"  # VOC layout only
     val_list: str = "val"  # VOC layout only
     allow_negative: bool = False  # images without any tag are background
-    max_megapixels: float = field(default=64.0, metadata={"min": 0.01})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +56,7 @@ class MeasureConfig:
     every_round: bool = True  # maps of every round, or of the last only
     train_segmenter: bool = True  # the segmenter on the training images, too
     crf_at_test: bool = True  # a row with the dense CRF after the segmenter
+    crf: CrfConfig = DEEPLAB  # of that row
     oracle_steps: int = field(default=50, metadata={"min": 2, "max": 200})  # thresholds of the oracle's sweep
 
 
@@ -73,7 +73,6 @@ class RunConfig:
     threshold: ThresholdConfig = ThresholdConfig()
     affinity: AffinityConfig = AffinityConfig()
     walk: WalkConfig = WalkConfig()
-    crf: CrfConfig = CrfConfig()
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
     segment: SegmentConfig = SegmentConfig()
     measure: MeasureConfig = MeasureConfig()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -124,20 +126,23 @@ def _dataset(data: Path | str, settings: RunConfig) -> Dataset:
 
 
 def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume: bool, overwrite: bool) -> None:
-    """Makes a new run, or checks that the one in the folder follows the same plan."""
-    config_path = folder / "config.toml"
-    if config_path.exists() and overwrite:
+    """Makes a new run, or checks that the one in the folder follows the same plan. run.json marks a folder as a run."""
+    state, config_path = folder.state(), folder / "config.toml"
+    data = {"root": str(dataset.root.resolve()), "sha256": _data_checksum(dataset)}
+    if "schema" in state and (overwrite or state["status"] == "deleting"):
+        folder.update(status="deleting")  # a kill from here on leaves a folder that says so
         for entry in folder.path.iterdir():
-            if entry.name != "lock":
+            if entry.name not in ("lock", "run.json"):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    if not config_path.exists():
+        (folder / "run.json").unlink()
+        state = {}
+    if "schema" not in state:
         if foreign := [entry.name for entry in folder.path.iterdir() if entry.name != "lock"]:
             raise RunFolderError(
-                f"the folder holds other files: {', '.join(sorted(foreign)[:5])}",
+                f"the folder holds no run, but other files: {', '.join(sorted(foreign)[:5])}",
                 where=folder.path,
                 fix="choose an empty --out",
             )
-        write_text(config_path, toml.dump(settings))
         folder.update(
             schema=SCHEMA,
             status="running",
@@ -145,38 +150,49 @@ def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume
             python=platform.python_version(),
             argv=sys.argv,
             started=_now(),
-            data={"root": str(dataset.root.resolve()), "train": len(dataset.train), "val": len(dataset.val)},
+            data=data,
             finished={},
         )
-        return
-    if not resume:
+    elif not resume:
         raise RunFolderError(
             "there is a run in this folder already",
             where=folder.path,
             fix="--resume goes on with it, --overwrite deletes it, --out starts another",
         )
+    if not config_path.exists():  # a new run, or one that was killed before it wrote its plan
+        write_text(config_path, toml.dump(settings))
     changed = [
         line
         for line in toml.differences(toml.load(RunConfig, config_path), settings)
         if line.split(":", 1)[0] not in FREE_TO_CHANGE
     ]
-    root = folder.state().get("data", {}).get("root")
-    if root != str(dataset.root.resolve()):
-        changed.append(f"data: {root} -> {dataset.root.resolve()}")
+    if folder.state()["data"] != data:
+        changed.append(
+            f"data: ids or tags are not those the run began with, or the folder is not {state['data']['root']}"
+        )
     if changed:
         listed = "\n".join(f"    {line}" for line in changed)
         raise RunFolderError(
             f"the run in this folder follows another plan\n{listed}",
             where=folder.path,
-            fix="resume with the run's own settings (-c RUN/config.toml), or start another with --out",
+            fix="resume with the run's own settings (-c RUN/config.toml) and data, or start another with --out",
         )
     folder.update(status="running")
 
 
+def _data_checksum(dataset: Dataset) -> str:
+    """SHA-256 of classes, ids and tags: what the rows of every stored array stand for."""
+    digest = hashlib.sha256("\n".join(dataset.classes).encode())
+    for part in (dataset.train, dataset.val):
+        digest.update("\n".join(part.ids).encode() + b"\0" + part.labels.present.tobytes())
+    return digest.hexdigest()
+
+
 def _command(data: Path | str, config: RunConfig | str, out: Path | str, overrides: list[str] | None) -> str:
+    """The shell command that resumes a run."""
     source = f"{out}/config.toml" if isinstance(config, RunConfig) else config
-    settings = "".join(f" --set {text}" for text in overrides or [])
-    return f"sccam train {data} -c {source} --out {out}{settings} --resume"
+    settings = [word for text in overrides or [] for word in ("--set", text)]
+    return shlex.join(["sccam", "train", str(data), "-c", str(source), "--out", str(out), *settings, "--resume"])
 
 
 def _now() -> str:

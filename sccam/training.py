@@ -17,7 +17,6 @@ Trainers receive `TaggedImages`, which has no masks; only the last stage and `da
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 import zlib
@@ -45,7 +44,7 @@ from sccam.data.batches import BatchLoader, TrainingBatch
 from sccam.data.folder import check_cluster_counts, validate_masks
 from sccam.data.images import read_image
 from sccam.data.masks import read_mask, write_labelmap, write_mask
-from sccam.errors import DataError, ImageError
+from sccam.errors import DataError, ImageError, RunFolderError
 from sccam.fit import StopRequest, fit
 from sccam.measure import Measure, ids_checksum, threshold_from_images
 from sccam.nets.affinity_net import AffinityNet
@@ -55,7 +54,6 @@ from sccam.nets.compute import Compute
 from sccam.nets.deeplab import DeepLab
 from sccam.recipe import RunConfig
 from sccam.runtime.labeler import (
-    AFFINITY_STRIDE,
     Alphas,
     affinity_label_job,
     pseudo_label_job,
@@ -72,11 +70,10 @@ from sccam.runtime.network_torch import (
 )
 from sccam.runtime.pool import run_jobs, worker_count
 from sccam.stages.affinity import affinity_field, pair_loss
-from sccam.stages.affinity_labels import neighbour_offsets
+from sccam.stages.affinity_labels import AFFINITY_STRIDE, neighbour_offsets
 from sccam.stages.cam import activation_map
 from sccam.stages.classify import joint_loss
 from sccam.stages.cluster import cluster_subcategories
-from sccam.stages.crf import DEEPLAB
 from sccam.stages.optim import OptimiserConfig
 from sccam.stages.segment import segmentation_loss
 from sccam.stages.threshold import alpha_of
@@ -206,7 +203,7 @@ class Training:
 
     def _broken(self, path: Path) -> ImageError | None:
         try:
-            read_image(path, max_pixels=int(self.config.data.max_megapixels * 1e6))
+            read_image(path)
         except ImageError as error:
             return error
         return None
@@ -327,7 +324,7 @@ class Training:
                 self.config.cam.grid_stride,
                 AFFINITY_STRIDE,
                 alphas,
-                self.config.crf,
+                self.config.affinity.crf,
             )
             for path, id in self._missing(self.folder.affinity_label)
         ]
@@ -393,7 +390,6 @@ class Training:
                 self.folder.walked_map(id),
                 self.folder.pseudo_label(id),
                 AFFINITY_STRIDE,
-                self.config.crf,
                 self.config.pseudo_label,
             )
             for path, id in self._missing(self.folder.pseudo_label)
@@ -446,8 +442,9 @@ class Training:
             for path, id, split in items:
                 probabilities = scores_of(read_image(path))
                 write_mask(self.folder.prediction(split, id), probabilities.argmax(axis=0).astype(np.uint8))
+                self.stop.check()
                 if self.config.measure.crf_at_test:
-                    yield path, probabilities, self.folder.prediction(split, id, crf=True), DEEPLAB
+                    yield path, probabilities, self.folder.prediction(split, id, crf=True), self.config.measure.crf
 
         self._jobs(refine_job, jobs(), len(items))
 
@@ -634,7 +631,10 @@ class Training:
         return DeepLab(backbone, len(self.dataset.classes) + 1, config.rates, config.scales)
 
     def _subcategories(self, r: int) -> SubcategoryLabels:
-        arrays = read_arrays(self.folder / f"round{r}/subcategories.npz")
+        path = self.folder / f"round{r}/subcategories.npz"
+        arrays = read_arrays(path)
+        if arrays["ids"].tolist() != list(self.train_images.ids):
+            raise RunFolderError("the sub-categories belong to another list of images", where=path)
         return SubcategoryLabels(arrays["present"], arrays["parent"], tuple(arrays["ids"].tolist()))
 
     def _choice(self) -> Choice:
@@ -656,8 +656,12 @@ class Training:
         return parts
 
 
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process and of its largest finished worker [MB]."""
+def peak_memory_mb() -> float | None:
+    """Peak resident memory of this process and of its largest finished worker [MB]; None where it is not told."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     own, workers = (
         resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

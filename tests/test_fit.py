@@ -58,11 +58,12 @@ class Net(nn.Module):
         return self.second(self.dropout(torch.relu(self.norm(self.first(x)))))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        named = dict(self.named_parameters())
         return {
-            "weights": [self.first.weight],
+            "weights": [named["first.weight"]],
             "norms": list(self.norm.parameters()),
-            "heads": [self.second.weight],
-            "head_biases": [p for p in (self.first.bias, self.second.bias) if p is not None],
+            "heads": [named["second.weight"]],
+            "head_biases": [named["first.bias"], named["second.bias"]],
         }
 
 
@@ -80,7 +81,12 @@ class Run:
 
     def __init__(self, images: TaggedImages, folder: Path, optimiser: str = "sgd", **options: Any):
         self.images, self.checkpoint = images, folder / "checkpoint.safetensors"
-        self.options = {"optimiser_config": OPTIMISERS[optimiser], "epochs": EPOCHS, "schedule_epochs": EPOCHS, "seed": 5}
+        self.options: dict[str, Any] = {
+            "optimiser_config": OPTIMISERS[optimiser],
+            "epochs": EPOCHS,
+            "schedule_epochs": EPOCHS,
+            "seed": 5,
+        }
         self.options |= options
         self.steps: list[tuple[int, int]] = []
         self.epochs: list[tuple[int, float, float]] = []
@@ -176,7 +182,9 @@ def test_a_finished_run_trains_no_more(images, tmp_path):
 
 
 def test_the_seed_decides_dropout(images, tmp_path):
-    first, again, other = (Run(images, tmp_path / name, seed=seed).fit() for name, seed in zip("abc", (5, 5, 6)))
+    first, again, other = (
+        Run(images, tmp_path / name, seed=seed).fit() for name, seed in zip("abc", (5, 5, 6), strict=True)
+    )
     assert equal(first, again) and not equal(first, other)
 
 
@@ -206,9 +214,9 @@ def test_every_epoch_is_told_though_the_run_was_stopped_at_its_last_step(images,
 def test_each_step_has_the_learning_rate_of_the_longer_schedule(images, tmp_path, tolerance):
     plain = OptimiserConfig(lr=0.5, momentum=0.0, weight_decay=0.0, power=0.9)
     run = Run(images, tmp_path, optimiser_config=plain, schedule_epochs=5)
-    before = run.fit(loss_of=lambda net, batch: 0 * net.first.weight.sum())  # type: ignore[union-attr]
+    before = run.fit(loss_of=lambda net, batch: 0 * net.get_parameter("first.weight").sum())
     run.checkpoint.unlink()
-    after = run.fit(loss_of=lambda net, batch: net.first.weight.sum())  # type: ignore[union-attr]
+    after = run.fit(loss_of=lambda net, batch: net.get_parameter("first.weight").sum())
     moved = 0.5 * sum(poly_factor(step, 5 * STEPS, 0.9) for step in range(EPOCHS * STEPS))
     torch.testing.assert_close(
         before["first.weight"] - after["first.weight"],
@@ -238,8 +246,9 @@ def test_gradients_of_one_step_do_not_reach_the_next(images, tmp_path):
     seen = []
 
     def loss_of(net: nn.Module, batch: TrainingBatch) -> Tensor:
-        seen.append(net.second.bias.detach().clone())  # type: ignore[union-attr, operator]
-        return net.second.bias.sum()  # type: ignore[union-attr, operator]
+        bias = net.get_parameter("second.bias")
+        seen.append(bias.detach().clone())
+        return bias.sum()
 
     Run(images, tmp_path, optimiser_config=plain, epochs=1).fit(loss_of=loss_of)
     steps = torch.stack(seen).diff(dim=0)
@@ -307,7 +316,7 @@ def test_the_first_signal_asks_and_the_second_ends_at_once(number):
         os.kill(os.getpid(), number)
         with pytest.raises(Interrupted):
             stop.check()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted, match="at once"):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
 

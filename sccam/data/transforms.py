@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from sccam.errors import ConfigError
 from sccam.structures import IGNORE, ByteArray
 
 
@@ -25,6 +26,15 @@ class AugmentConfig:
     scales: tuple[float, ...] = ()  # one of these factors at random; () keeps the size
     flip: bool = True
     jitter: tuple[float, ...] = (0.3, 0.3, 0.3, 0.1)  # brightness, contrast, saturation, hue; () switches it off
+
+    def __post_init__(self) -> None:
+        sides = self.long_side
+        if len(sides) not in (0, 2) or any(side < 1 for side in sides) or list(sides) != sorted(sides):
+            raise ConfigError(f"long_side {list(sides)} is not [low, high] in pixels, nor []")
+        if any(scale <= 0 for scale in self.scales):
+            raise ConfigError(f"scales {list(self.scales)} must be positive factors")
+        if len(self.jitter) not in (0, 4) or any(not 0 <= amount <= 1 for amount in self.jitter):
+            raise ConfigError(f"jitter {list(self.jitter)} is not four amounts in [0, 1], nor []")
 
 
 def augment(

@@ -15,7 +15,8 @@ from sccam.artifacts import RunFolder, replacing
 from sccam.data.images import read_image
 from sccam.data.masks import read_mask, voc_palette
 from sccam.recipe import RunConfig
-from sccam.runtime.labeler import AFFINITY_STRIDE, load_map, walked_scores
+from sccam.runtime.labeler import load_map, walked_scores
+from sccam.stages.affinity_labels import AFFINITY_STRIDE
 from sccam.stages.walk import upsample
 from sccam.structures import BACKGROUND, IGNORE, ByteArray, Dataset, FloatArray
 

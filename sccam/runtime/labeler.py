@@ -16,11 +16,17 @@ from sccam.data.images import read_image
 from sccam.data.masks import write_mask
 from sccam.stages.affinity_labels import affinity_labels
 from sccam.stages.crf import CrfConfig, dense_crf
-from sccam.stages.pseudo_label import PseudoLabelConfig, label_index
-from sccam.stages.walk import WalkConfig, background_score, pool_to_grid, random_walk, upsample, with_background
+from sccam.stages.pseudo_label import PseudoLabelConfig, label_index, sharpened
+from sccam.stages.walk import (
+    WalkConfig,
+    background_score,
+    divided_by_maximum,
+    pool_to_grid,
+    random_walk,
+    upsample,
+    with_background,
+)
 from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray
-
-AFFINITY_STRIDE = 8  # [px per cell] of affinities and walk; psa
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,8 @@ def walk_job(
     full = upsample(activation.scores, size, map_stride)
     channels = np.concatenate([np.stack([background_score(full, alpha) for alpha in alphas]), full])
     walked = random_walk(pool_to_grid(channels, field.stride, config.border), field, config)
+    if config.normalise:
+        walked = divided_by_maximum(walked)
     write_arrays(
         out,
         {
@@ -98,12 +106,11 @@ def walked_scores(path: Path, alpha_index: int, stride: int) -> tuple[FloatArray
     return upsample(grid, (height, width), stride), arrays["classes"]
 
 
-def pseudo_label_job(
-    image_path: Path, walked_path: Path, out: Path, stride: int, crf: CrfConfig, config: PseudoLabelConfig
-) -> None:
+def pseudo_label_job(image_path: Path, walked_path: Path, out: Path, stride: int, config: PseudoLabelConfig) -> None:
     """Writes the pseudo label of one image as a palette PNG, from the first background of its walked scores."""
     scores, classes = walked_scores(walked_path, 0, stride)
-    posterior = dense_crf(read_image(image_path), scores, crf) if config.crf else scores / scores.sum(axis=0)
+    probabilities = sharpened(scores, config.sharpen)
+    posterior = dense_crf(read_image(image_path), probabilities, config.crf) if config.use_crf else probabilities
     write_mask(out, label_index(posterior, classes, config.confidence))
 
 

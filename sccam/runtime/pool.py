@@ -22,7 +22,9 @@ Result = TypeVar("Result")
 
 def worker_count(requested: int) -> int:
     """`requested`, or the cores this process may use when it is 0."""
-    return requested or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if requested:
+        return requested
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], *, workers: int) -> Iterator[Result]:
@@ -52,7 +54,7 @@ def run_jobs(function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], *
         except BrokenProcessPool as error:
             raise ResourceError(
                 "a worker process died",
-                why="it ran out of memory, or was killed",
+                why='it ran out of memory or was killed; or a script calls this without `if __name__ == "__main__":`',
                 fix="resume with fewer workers (--set run.workers=1)",
             ) from error
         finally:

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from sccam.data.transforms import AugmentConfig
-from sccam.errors import ShapeError
+from sccam.errors import ConfigError, ShapeError
+from sccam.stages.affinity_labels import AFFINITY_STRIDE
+from sccam.stages.crf import CrfConfig
 from sccam.stages.optim import OptimiserConfig
 from sccam.stages.walk import BORDERS, pair_windows
 from sccam.structures import BACKGROUND, IGNORE, AffinityField, IntArray
@@ -43,6 +45,9 @@ class AffinityConfig:
     alpha_high: float = field(default=32.0, metadata={"min": 0.0})
     """Background exponent of the posterior that decides background. README 32; 24 in the CVPR submission."""
 
+    crf: CrfConfig = CrfConfig()
+    """Of the two posteriors."""
+
     border: str = field(default="clean", metadata={"choices": BORDERS})
     """With "clean" every pair inside the crop counts; with "psa" the authors' margin around the first cells."""
 
@@ -57,6 +62,10 @@ class AffinityConfig:
 
     optimiser: OptimiserConfig = OptimiserConfig()
     """SGD at 0.01 as users of ResNet-38 run it (the README's 0.1 is for VGG), heads ten times as fast."""
+
+    def __post_init__(self) -> None:
+        if self.augment.crop % AFFINITY_STRIDE:
+            raise ConfigError(f"affinity.augment.crop {self.augment.crop} is no multiple of {AFFINITY_STRIDE}")
 
 
 class PairLoss(NamedTuple):

@@ -17,6 +17,7 @@ from sccam.errors import ShapeError
 from sccam.stages.walk import pool_to_grid
 from sccam.structures import BACKGROUND, IGNORE, ByteArray, FloatArray, IntArray
 
+AFFINITY_STRIDE = 8  # [px per cell] of affinities and walk; psa
 PADDING_SCORE = 1e-5  # below it in every channel a cell is padding; psa/voc12/data.py
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sccam.data.transforms import resize
+from sccam.errors import ConfigError
 from sccam.structures import ActivationMap, ByteArray, IntArray
 
 MAX_EPSILON = 1e-5  # added to the maximum; infer_cls.py
@@ -42,6 +43,10 @@ class CamConfig:
     grid_stride: int = field(default=4, metadata={"min": 1})  # [px per cell] of the kept map; irn
     round_sizes: bool = True  # view sides become multiples of the network's stride; false: as the authors
 
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0:
+            raise ConfigError("cam.scales needs at least one positive factor", where=self.scales)
+
 
 def activation_map(
     image: ByteArray, classes: IntArray, score_views: ScoreViews, config: CamConfig, *, multiple: int
@@ -57,6 +62,8 @@ def activation_map(
     height, width = image.shape[:2]
     grid = (-(-height // config.grid_stride), -(-width // config.grid_stride))
     total = torch.zeros(len(classes), *grid)
+    if len(classes) == 0:  # an image without tags has no map
+        return ActivationMap(total.numpy(), classes)
     for scale in config.scales:
         view = resize(image, view_size((height, width), scale, multiple if config.round_sizes else 1))
         views = np.stack([view, view[:, ::-1]]) if config.flip else view[None]

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sccam.data.transforms import AugmentConfig
+from sccam.errors import ConfigError
 from sccam.stages.optim import OptimiserConfig
 
 
@@ -38,6 +39,10 @@ class ClassifyConfig:
     augment: AugmentConfig = AugmentConfig()
     round0_crop: int = field(default=448, metadata={"min": 16})  # [px] in round 0; psa's own classifier
     optimiser: OptimiserConfig = OptimiserConfig()
+
+    def __post_init__(self) -> None:
+        if not self.epochs or min(self.epochs) < 1 or min(self.schedule_epochs, default=1) < 1:
+            raise ConfigError("classify.epochs needs at least one positive number; schedule_epochs may be empty")
 
     def augment_of(self, round_index: int) -> AugmentConfig:
         """The random view of a round."""

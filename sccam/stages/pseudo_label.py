@@ -1,9 +1,18 @@
-"""Pseudo labels: walked scores, sharpened by the dense CRF, one label index a pixel.
+"""Pseudo labels: walked scores as probabilities, the dense CRF, one label index a pixel.
+
+    p_c = s_c^gamma / sum over c' of s_c'^gamma,   label = argmax over c of CRF(p)_c
 
 Source: Chang et al., CVPR 2020 §4.1 ("common practice": random walk, then dense CRF); no code or numbers of it are
-published. The CRF runs on background + present classes with the parameters of crf.py.
-Differs: a pixel whose best posterior stays below `confidence` becomes 255, so that the segmenter need not learn it;
-0 keeps every pixel, as psa's label files do.
+published. The CRF runs on background + present classes.
+Differs: gamma sharpens. 256 steps of averaging leave scores so close to each other that the CRF's pairwise terms
+overrule them and small objects vanish; with gamma = 1 it sees what the walk gives, as psa's users feed it. And a pixel
+whose best posterior stays below `confidence` becomes 255, so that the segmenter need not learn it; 0 keeps every
+pixel, as psa's label files do.
+
+    symbol   name here         shape
+    s        scores            [P+1 H W], background first
+    gamma    gamma
+    p        probabilities     [P+1 H W]
 """
 
 from __future__ import annotations
@@ -12,15 +21,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sccam.stages.crf import CrfConfig
 from sccam.structures import BACKGROUND, IGNORE, ByteArray, FloatArray, IntArray
+
+SCORE_FLOOR = 1e-8  # keeps a pixel without any score from dividing by zero
 
 
 @dataclass(frozen=True, slots=True)
 class PseudoLabelConfig:
     """Settings of the pseudo labels."""
 
+    use_crf: bool = True  # false: labels straight from the walked scores
+    crf: CrfConfig = CrfConfig()  # psa's numbers
+    sharpen: float = field(default=1.0, metadata={"min": 0.1})  # gamma
     confidence: float = field(default=0.0, metadata={"min": 0.0, "max": 1.0})  # posterior below which a pixel is 255
-    crf: bool = True  # false: labels straight from the walked scores
+
+
+def sharpened(scores: FloatArray, gamma: float) -> FloatArray:
+    """Scores [P+1 H W] as probabilities that sum to one over the first axis, each raised to `gamma` before."""
+    powers = np.maximum(scores, SCORE_FLOOR) ** gamma
+    return (powers / powers.sum(axis=0)).astype(np.float32)
 
 
 def label_index(posterior: FloatArray, classes: IntArray, confidence: float) -> ByteArray:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
 from sccam.data.transforms import AugmentConfig
+from sccam.errors import ConfigError
 from sccam.stages.optim import OptimiserConfig
 from sccam.structures import IGNORE
 
@@ -37,6 +38,12 @@ class SegmentConfig:
     initialise: str = field(default="pretrained", metadata={"choices": ("pretrained", "classifier")})  # trunk weights
     augment: AugmentConfig = AugmentConfig(crop=321, long_side=(), scales=(0.5, 0.75, 1.0, 1.25, 1.5), jitter=())
     optimiser: OptimiserConfig = OptimiserConfig(lr=2.5e-4, head_factor=10.0, head_bias_factor=20.0)
+
+    def __post_init__(self) -> None:
+        if not self.scales or self.scales[0] != 1.0 or min(self.scales) <= 0:
+            raise ConfigError("segment.scales must begin with 1.0 and be positive", where=list(self.scales))
+        if not self.rates or min(self.rates) < 1:
+            raise ConfigError("segment.rates needs at least one positive dilation", where=list(self.rates))
 
 
 def segmentation_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:

@@ -40,6 +40,10 @@ class ThresholdConfig:
     fixed: float = field(default=0.15, metadata={"min": 0.0, "max": 1.0})
     """The threshold of rule "fixed", and of a rule that finds nothing to choose by. SC-CAM 0.15."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.fixed < 1:
+            raise ConfigError(f"threshold.fixed is {self.fixed}; it must lie strictly between 0 and 1")
+
 
 def seed_labels(activation: ActivationMap, threshold: float) -> ByteArray:
     """u8 [H W]: argmax over [threshold, class scores]; 0 background, c + 1 class c. Ties go to background.

@@ -39,6 +39,11 @@ class WalkConfig:
     border: str = field(default="clean", metadata={"choices": BORDERS})
     """With "clean" every pair inside the image counts; with "psa" the authors' pairs, and pooling over zero padding."""
 
+    normalise: bool = False
+    """Divides every walked channel, background included, by its maximum, as Eq. 1 does before the walk: 256 steps of
+    averaging leave a small object lower than a large one. PSA compares the channels as they are; IRN divides all of
+    them by one maximum."""
+
     alpha: float = field(default=16.0, metadata={"min": 0.0})
     """Exponent of the background score that walks with the classes. PSA 16."""
 
@@ -96,6 +101,12 @@ def transition(affinity: AffinityField, config: WalkConfig) -> sparse.csr_array:
     shares = (weights / D[columns]).astype(np.float32)
     shares[-every.size :] += 1 - np.bincount(columns, shares)  # the diagonal
     return sparse.coo_array((shares, (rows, columns)), shape=(every.size, every.size)).tocsr()
+
+
+def divided_by_maximum(scores: FloatArray) -> FloatArray:
+    """Every channel of [c h w] divided by its own maximum; a channel that is 0 everywhere stays 0."""
+    peak = scores.max(axis=(1, 2), keepdims=True, initial=0.0)
+    return np.divide(scores, peak, out=np.zeros_like(scores), where=peak > 0)
 
 
 def pair_windows(

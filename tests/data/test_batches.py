@@ -57,9 +57,26 @@ def test_another_epoch_or_seed_gives_other_views_in_another_order(images):
     assert len({tuple(content(part)) for part in batches}) == 3
 
 
+def test_an_image_gets_another_view_in_each_epoch(images):
+    views = {
+        pixels.tobytes()
+        for epoch in range(4)
+        for part in loader(images, batch=COUNT).epoch(epoch)
+        for row, pixels in zip(part.rows, part.pixels, strict=True)
+        if row == 0
+    }
+    assert len(views) == 4
+
+
 def test_the_view_of_an_image_depends_on_no_other_image(images):
-    threes, fives = ({int(row): pixels.tobytes() for part in loader(images, batch=batch).epoch(0)
-                      for row, pixels in zip(part.rows, part.pixels, strict=True)} for batch in (3, 5))
+    threes, fives = (
+        {
+            int(row): pixels.tobytes()
+            for part in loader(images, batch=batch).epoch(0)
+            for row, pixels in zip(part.rows, part.pixels, strict=True)
+        }
+        for batch in (3, 5)
+    )
     common = threes.keys() & fives.keys()
     assert len(common) >= 8 and all(threes[row] == fives[row] for row in common)
 

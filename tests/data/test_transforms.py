@@ -44,7 +44,10 @@ def extent(label: ByteArray) -> tuple[int, int]:
 
 
 @given(
-    height=st.integers(1, 90), width=st.integers(1, 90), crop=st.integers(16, 64), flip=st.booleans(),
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    crop=st.integers(16, 64),
+    flip=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_a_crop_at_scale_1_keeps_every_pixel_with_its_label(height, width, crop, flip, seed):
@@ -60,7 +63,9 @@ def test_a_crop_at_scale_1_keeps_every_pixel_with_its_label(height, width, crop,
 
 @settings(max_examples=40)
 @given(
-    height=st.integers(24, 120), width=st.integers(24, 120), scale=st.sampled_from([0.5, 0.75, 1.5, 2.0]),
+    height=st.integers(24, 120),
+    width=st.integers(24, 120),
+    scale=st.sampled_from([0.5, 0.75, 1.5, 2.0]),
     seed=st.integers(0, 99),
 )
 def test_a_scaled_label_lies_within_a_pixel_of_its_image(height, width, scale, seed):

@@ -13,7 +13,7 @@ from sccam.nets.phase_conv import PhaseConv2d
 
 @pytest.fixture(scope="module")
 def lite0() -> TimmNet:
-    return build_backbone(LITE0, output_stride=16)
+    return build_backbone(LITE0, output_stride=16)  # type: ignore[return-value]
 
 
 def smooth_image(size: int = 96) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_phase_convolutions_change_nothing(tolerance):
         fast = backbone(x)[-1]
         for module in backbone.modules():
             if isinstance(module, PhaseConv2d):
-                module.__class__ = nn.Conv2d
+                module.__class__ = nn.Conv2d  # type: ignore[assignment]
         slow = backbone(x)[-1]
     torch.testing.assert_close(fast, slow, atol=rounding, rtol=rounding)
 

@@ -127,4 +127,4 @@ def test_every_trainable_parameter_is_in_exactly_one_group(make):
 
 def test_batch_norm_stays_in_eval_mode_inside_a_training_net():
     net = CamNet(TinyBackbone(), 5).train()
-    assert net.training and net.dropout.training and not net.backbone.norm.training
+    assert net.training and net.dropout.training and not net.backbone.norm.training  # type: ignore[union-attr]

@@ -54,7 +54,7 @@ def test_only_dilated_stride_one_depthwise_convolutions_are_replaced():
     )
     before = net.state_dict()
     assert use_phase_convs(net) == 2
-    assert [type(m) is PhaseConv2d for m in (net[0], *net[1:4], net[4][0])] == [True, False, False, False, True]
+    assert [type(m) is PhaseConv2d for m in (net[0], *net[1:4], net[4][0])] == [True, False, False, False, True]  # type: ignore[index]
     after = net.state_dict()
     assert list(after) == list(before)
     assert all(after[name].data_ptr() == before[name].data_ptr() for name in before)

@@ -87,6 +87,17 @@ def test_affinity_labels_count_the_classes_of_the_image_on_the_affinity_grid(ima
     assert set(np.unique(labels)) <= {0, 1, 2, 255}
 
 
+def test_a_cell_on_which_the_two_backgrounds_disagree_is_unsure(image, tmp_path):
+    """At a score of 0.2, (1 - 0.2)^4 is more and (1 - 0.2)^32 is less than the class: neither is sure."""
+    pytest.importorskip("pydensecrf")
+    scores = np.zeros((1, 12, 15), np.float32)
+    scores[0, :, 5:10], scores[0, :, 10:] = 0.2, 0.9
+    save_map(tmp_path / "map.npz", ActivationMap(scores, CLASSES[:1]), (HEIGHT, WIDTH))
+    out = tmp_path / "out.png"
+    affinity_label_job(image, tmp_path / "map.npz", out, MAP_STRIDE, STRIDE, ALPHAS, CrfConfig(iterations=0))
+    assert read_mask(out)[:, [0, 3, 7]].tolist() == [[0, 255, 1]] * GRID[0]
+
+
 def test_walked_scores_hold_classes_and_one_background_for_each_alpha(stored, tmp_path):
     out = walk(stored, tmp_path / "out.npz", alphas=(16.0, 2.0))
     for index, alpha in enumerate((16.0, 2.0)):
@@ -110,11 +121,11 @@ def test_pseudo_labels_are_background_present_classes_and_ignore(image, stored, 
     if crf:
         pytest.importorskip("pydensecrf")
     walked, out = walk(stored, tmp_path / "walked.npz", value=0.1), tmp_path / "label.png"
-    pseudo_label_job(image, walked, out, STRIDE, CRF, PseudoLabelConfig(crf=crf))
+    pseudo_label_job(image, walked, out, STRIDE, PseudoLabelConfig(use_crf=crf, crf=CRF))
     index = read_mask(out, class_count=5)
     assert index.shape == (HEIGHT, WIDTH) and set(np.unique(index)) == {0, 2, 5}
     assert (index[20, 12], index[20, 46], index[42, 30]) == (2, 5, 0)
-    pseudo_label_job(image, walked, out, STRIDE, CRF, PseudoLabelConfig(crf=crf, confidence=1.0))
+    pseudo_label_job(image, walked, out, STRIDE, PseudoLabelConfig(use_crf=crf, crf=CRF, confidence=1.0))
     assert (read_mask(out) == 255).any()
 
 
@@ -122,7 +133,7 @@ def test_an_image_without_classes_goes_through_all_jobs_as_background(image, emp
     affinity_label_job(image, empty, tmp_path / "affinity.png", MAP_STRIDE, STRIDE, ALPHAS, CRF)
     assert read_mask(tmp_path / "affinity.png").shape == GRID and not read_mask(tmp_path / "affinity.png").any()
     walked = walk(empty, tmp_path / "walked.npz")
-    pseudo_label_job(image, walked, tmp_path / "label.png", STRIDE, CRF, PseudoLabelConfig())
+    pseudo_label_job(image, walked, tmp_path / "label.png", STRIDE, PseudoLabelConfig(crf=CRF))
     assert not read_mask(tmp_path / "label.png").any()
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from sccam.data.masks import read_mask
 from sccam.errors import MaskError, ResourceError
-from sccam.runtime import pool
 from sccam.runtime.pool import run_jobs, worker_count
 
 # Jobs are functions of the standard library and of sccam, which a fresh process can import without the tests.
@@ -90,11 +89,11 @@ def test_a_number_that_is_asked_for_is_used():
 
 
 def test_no_number_means_the_cores_that_this_process_may_use(monkeypatch):
-    monkeypatch.setattr(pool.os, "sched_getaffinity", lambda pid: {0, 2, 5}, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2, 5}, raising=False)
     assert worker_count(0) == 3
 
 
 def test_without_affinities_the_number_asked_for_still_counts(monkeypatch):
-    monkeypatch.delattr(pool.os, "sched_getaffinity", raising=False)  # as on macOS
-    monkeypatch.setattr(pool.os, "cpu_count", lambda: 8)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert (worker_count(0), worker_count(3)) == (8, 3)
