@@ -81,7 +81,6 @@ def summary(scores: list[dict[str, Any]], config: str) -> dict[str, Any]:
         "libraries": {name: version(name) for name in LIBRARIES},
         "minutes": spread([sum(run["seconds"].values()) / 60 for run in scores]),
         "seconds_by_stage": {name: spread([run["seconds"][name] for run in scores]) for name in scores[0]["seconds"]},
-        "peak_memory_mb": max(run["peak_memory_mb"] for run in scores),
         "rows": rows,
     }
 
@@ -125,7 +124,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append("")
     lines.append(
         f"mIoU in %, mean ± deviation over seeds {seeds}; configuration `{result['config']}`; "
-        f"{minutes['mean']:.1f} minutes a seed on {result['device']}; peak memory {result['peak_memory_mb']:.0f} MB."
+        f"{minutes['mean']:.1f} minutes a seed on {result['device']}."
     )
     return "\n".join(lines)
 

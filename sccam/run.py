@@ -129,7 +129,7 @@ def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume
     """Makes a new run, or checks that the one in the folder follows the same plan. run.json marks a folder as a run."""
     state, config_path = folder.state(), folder / "config.toml"
     data = {"root": str(dataset.root.resolve()), "sha256": _data_checksum(dataset)}
-    if "schema" in state and (overwrite or state["status"] == "deleting"):
+    if "schema" in state and (overwrite or state.get("status") == "deleting"):
         folder.update(status="deleting")  # a kill from here on leaves a folder that says so
         for entry in folder.path.iterdir():
             if entry.name not in ("lock", "run.json"):
@@ -166,10 +166,11 @@ def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume
         for line in toml.differences(toml.load(RunConfig, config_path), settings)
         if line.split(":", 1)[0] not in FREE_TO_CHANGE
     ]
-    if folder.state()["data"] != data:
-        changed.append(
-            f"data: ids or tags are not those the run began with, or the folder is not {state['data']['root']}"
-        )
+    began = folder.state().get("data", {})
+    if began.get("root") != data["root"]:
+        changed.append(f"data: {began.get('root')} -> {data['root']}")
+    elif began != data:
+        changed.append("data: ids or tags have changed since the run began")
     if changed:
         listed = "\n".join(f"    {line}" for line in changed)
         raise RunFolderError(

@@ -657,16 +657,13 @@ class Training:
 
 
 def peak_memory_mb() -> float | None:
-    """Peak resident memory of this process and of its largest finished worker [MB]; None where it is not told."""
+    """Peak resident memory of this process [MB], without its workers; None where the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
-    own, workers = (
-        resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return round((own + workers) / 1e6, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
 def _pairs(images: TaggedImages) -> Iterator[tuple[Path, str]]:
