@@ -35,12 +35,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", default="photos")
     parser.add_argument("--runs", type=Path, default=Path("runs/photos"))
+    parser.add_argument("--note", default="", help="what a reader must know, printed under the table")
     parser.add_argument("--tables", action="store_true")
     arguments = parser.parse_args()
     if arguments.data is not None:
         scores = [train(arguments.data, arguments.config, arguments.runs, seed) for seed in arguments.seeds]
         RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps(summary(scores, arguments.config), indent=1) + "\n", encoding="utf-8")
+        RESULT.write_text(
+            json.dumps({"note": arguments.note, **summary(scores, arguments.config)}, indent=1) + "\n", encoding="utf-8"
+        )
     elif not arguments.tables:
         parser.error("give a folder of photographs, or --tables")
     write_table()
@@ -123,15 +126,19 @@ def table(result: dict[str, Any]) -> str:
     minutes, seeds = result["minutes"], ", ".join(map(str, result["seeds"]))
     lines.append("")
     lines.append(
-        f"mIoU in %, mean ± deviation over seeds {seeds}; configuration `{result['config']}`; "
+        f"mIoU in %, {'mean ± deviation over seeds' if len(result['seeds']) > 1 else 'seed'} {seeds}; configuration `{result['config']}`; "
         f"{minutes['mean']:.1f} minutes a seed on {result['device']}."
     )
+    if result["note"]:
+        lines.append(result["note"])
     return "\n".join(lines)
 
 
 def cell(row: dict[str, Any]) -> str:
     """One figure, with the threshold or exponent it was taken at."""
-    text = f"{100 * row['miou']['mean']:.1f} ± {100 * row['miou']['sd']:.1f}"
+    text = f"{100 * row['miou']['mean']:.1f}"
+    if len(row["miou"]["values"]) > 1:
+        text += f" ± {100 * row['miou']['sd']:.1f}"
     for setting in ("threshold", "alpha"):
         if setting in row:
             text += f" ({setting} {statistics.mean(row[setting]):.2f})"
