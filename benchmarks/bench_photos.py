@@ -124,9 +124,10 @@ def table(result: dict[str, Any]) -> str:
         tags = "yes" if first["tags_used"] else "no"
         lines.append(f"| {stage} | {split}, {first['images']} | {tags} | {' | '.join(cells)} |")
     minutes, seeds = result["minutes"], ", ".join(map(str, result["seeds"]))
+    over = "mean ± deviation over seeds" if len(result["seeds"]) > 1 else "seed"
     lines.append("")
     lines.append(
-        f"mIoU in %, {'mean ± deviation over seeds' if len(result['seeds']) > 1 else 'seed'} {seeds}; configuration `{result['config']}`; "
+        f"mIoU in %, {over} {seeds}; configuration `{result['config']}`; "
         f"{minutes['mean']:.1f} minutes a seed on {result['device']}."
     )
     if result["note"]:
