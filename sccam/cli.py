@@ -69,6 +69,12 @@ def evaluate(
     from sccam.stages.evaluate import evaluate_folders
 
     result = evaluate_folders(predicted, true, None if classes is None else read_classes(classes))
+    for key, text in (
+        ("without_prediction", "true masks have no prediction"),
+        ("without_truth", "predictions no truth"),
+    ):
+        if result[key]:
+            print(f"note: {len(result[key])} {text} and are not scored, {result[key][0]} the first", file=sys.stderr)
     if as_json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return

@@ -206,16 +206,17 @@ def test_without_class_names_labels_are_numbered(sccam: Cli, sample: Path, predi
     assert list(result["iou"]) == ["background", *(f"label {n}" for n in range(1, 6))]
 
 
-def test_a_missing_prediction_ends_with_3_and_names_it(sccam: Cli, sample: Path, predictions: Path):
+def test_a_missing_prediction_is_told_and_not_scored(sccam: Cli, sample: Path, predictions: Path):
     (predictions / "0003.png").unlink()
     code, out, err = sccam("eval", predictions, sample / "masks", "--json")
-    assert (code, out) == (3, "") and "0003" in err
+    assert code == 0 and json.loads(out)["without_prediction"] == ["0003"]
+    assert "1 true masks have no prediction" in err and "0003" in err
 
 
 def test_masks_of_another_size_are_refused(sccam: Cli, sample: Path, predictions: Path):
     write_mask(predictions / "0001.png", np.zeros((5, 5), np.uint8))
     code, _, err = sccam("eval", predictions, sample / "masks")
-    assert code == 1 and "mask sizes differ" in err and "0001" in err
+    assert code == 3 and "mask sizes differ" in err and "0001" in err
 
 
 # data sample

@@ -12,6 +12,7 @@ Running statistics of every BatchNorm stay as loaded, always.
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def build_backbone(
     return backbone
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A trunk. `forward` gives three taps, shallow, middle and deep, each [N D h w]; the heads read the deep one."""
 
     name: str
@@ -90,13 +91,13 @@ class Backbone(nn.Module):
         super().__init__()
         self._frozen: tuple[nn.Module, ...] = ()
 
+    @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised image [N 3 H W] -> three taps [N D h w]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def levels(self) -> list[list[nn.Module]]:
         """Modules by resolution, from the input on; `freeze` counts these."""
-        raise NotImplementedError
 
     def load(self, path: Path | str) -> None:
         """Loads ImageNet weights from a file."""

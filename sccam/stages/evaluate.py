@@ -175,36 +175,29 @@ def evaluate_folders(
     """Scores of a folder of index PNGs against another, as plain values: `miou`, `iou` by class name, `images`, …
 
     Args:
-        predicted_dir: predictions; more of them than true masks is fine.
-        true_dir: true masks; each needs a prediction of the same relative name.
+        predicted_dir, true_dir: masks of the same relative name are compared; the names that only one folder has are
+            listed in `without_prediction` and `without_truth` and scored nowhere.
         classes: C names without background; None counts as many as occur and names them "label 1", …
 
     Raises:
-        DataError: a folder is missing, nothing matches, or a true mask has no prediction.
-        ShapeError: a mask and its prediction differ in size.
+        DataError: a folder is missing, nothing matches, or a mask and its prediction differ in size.
     """
     from sccam.data.masks import read_mask
 
     predicted, true = _masks_in(predicted_dir), _masks_in(true_dir)
-    missing = sorted(true.keys() - predicted.keys())
-    if len(missing) == len(true):
+    both = sorted(true.keys() & predicted.keys())
+    if not both:
         raise DataError(
             f"no mask in one folder has its namesake in the other: predicted {_some(predicted)}; true {_some(true)}",
             where=f"{predicted_dir} and {true_dir}",
             fix="give two folders of PNG masks with equal names and equal subfolders",
         )
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(true)} true masks have no prediction: {_some(missing)}",
-            where=predicted_dir,
-            fix="predict the missing images, or give the folder of the matching list",
-        )
     class_count = MAX_CLASSES if classes is None else len(classes)
     matrix = ConfusionMatrix(class_count)
-    for name in sorted(true):
+    for name in both:
         guess, truth = (read_mask(path, class_count=class_count) for path in (predicted[name], true[name]))
         if guess.shape != truth.shape:
-            raise ShapeError(
+            raise DataError(
                 f"mask sizes differ: predicted {guess.shape}, true {truth.shape}",
                 where=f"{predicted[name]} and {true[name]}",
                 fix="write predictions at the size of the original image",
@@ -213,7 +206,11 @@ def evaluate_folders(
     if classes is None:
         matrix = _without_empty_tail(matrix)
         classes = [f"label {label}" for label in range(1, matrix.class_count + 1)]
-    return scores(matrix, classes).as_dict()
+    return {
+        **scores(matrix, classes).as_dict(),
+        "without_prediction": sorted(true.keys() - predicted.keys()),
+        "without_truth": sorted(predicted.keys() - true.keys()),
+    }
 
 
 def _pixels_above(

@@ -42,6 +42,9 @@ class SmallBackbone(Backbone):
             taps.append(x)
         return taps[0], taps[1], taps[2]
 
+    def levels(self) -> list[list[torch.nn.Module]]:
+        return [[conv] for conv in self.convs]
+
 
 @pytest.fixture
 def backbone() -> SmallBackbone:

@@ -194,11 +194,12 @@ def test_folders_are_scored_pixel_by_pixel(tmp_path):
     assert evaluate_folders(guess, truth, CLASSES)["miou"] == pytest.approx((1 / 2 + 2 / 3) / 2)
 
 
-def test_missing_predictions_are_named(tmp_path):
-    truth = write(tmp_path / "true", a=[[0]], b=[[0]], c=[[0]])
-    guess = write(tmp_path / "predicted", b=[[0]])
-    with pytest.raises(DataError, match="2 of 3 true masks have no prediction: a, c"):
-        evaluate_folders(guess, truth, CLASSES)
+def test_masks_that_only_one_folder_has_are_listed_and_not_scored(tmp_path):
+    truth = write(tmp_path / "true", a=[[1]], b=[[0]], c=[[2]])
+    guess = write(tmp_path / "predicted", b=[[0]], d=[[1]])
+    result = evaluate_folders(guess, truth, CLASSES)
+    assert (result["images"], result["miou"]) == (1, 1.0)
+    assert result["without_prediction"] == ["a", "c"] and result["without_truth"] == ["d"]
 
 
 def test_folders_without_a_common_name_show_both_sides(tmp_path):
@@ -220,5 +221,5 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
 def test_a_prediction_of_another_size_names_both_files(tmp_path):
     truth = write(tmp_path / "true", a=[[0, 1]])
     guess = write(tmp_path / "predicted", a=[[0], [1]])
-    with pytest.raises(ShapeError, match=r"(?s)predicted \(2, 1\), true \(1, 2\).*a\.png"):
+    with pytest.raises(DataError, match=r"(?s)predicted \(2, 1\), true \(1, 2\).*a\.png"):
         evaluate_folders(guess, truth, CLASSES)
