@@ -1,4 +1,5 @@
-"""Measures every stage of a run where true masks exist. The only file of a run that reads a mask.
+"""Measures every stage of a run where true masks exist. No trainer reads a mask: only the data check, this file and
+the overview picture do.
 
 Maps and walked maps get three columns, always named: `fixed` (the configured threshold or exponent), `image_only`
 (chosen from maps and colours, no mask seen) and `oracle` (the best of a sweep against the masks: not reachable in

@@ -80,7 +80,7 @@ from sccam.stages.threshold import alpha_of
 from sccam.structures import ByteArray, Dataset, SubcategoryLabels, TaggedImages
 
 ORACLE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # whose alphas the walk's oracle tries
-TWO_EXTREMES = 64.0  # exponents are kept within [1/this, this]
+ALPHA_LIMIT = 64.0  # exponents are kept within [1/this, this]
 
 Item = TypeVar("Item")
 
@@ -295,7 +295,7 @@ class Training:
         # The paper's exponents belong to its threshold: each is moved as far as the threshold's own exponent moved.
         factor = 1.0 if config.threshold.rule == "fixed" else alpha_of(threshold) / alpha_of(config.threshold.fixed)
         low, high, walk = (
-            float(np.clip(alpha * factor, 1 / TWO_EXTREMES, TWO_EXTREMES))
+            float(np.clip(alpha * factor, 1 / ALPHA_LIMIT, ALPHA_LIMIT))
             for alpha in (config.affinity.alpha_low, config.affinity.alpha_high, config.walk.alpha)
         )
         self.reporter.message(

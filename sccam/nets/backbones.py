@@ -169,7 +169,7 @@ class TorchvisionResNet(Backbone):
 class TimmNet(Backbone):
     """Any timm CNN that lists its feature levels; the deep tap is what its own classifier would pool."""
 
-    default_freeze = 2  # what runs at 1/2 and 1/4 resolution; at output stride 32 half the time of a step
+    default_freeze = 2  # what runs at 1/2 and 1/4 resolution: the costliest levels
 
     def __init__(self, name: str, output_stride: int = 16) -> None:
         super().__init__()

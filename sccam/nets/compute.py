@@ -71,7 +71,7 @@ class Compute:
 def keep_freed_memory() -> None:
     """Lets the C library reuse freed tensors instead of returning them to the system (Linux with glibc; else nothing).
 
-    By default every tensor above 32 MB is mapped and page-faulted anew, which costs a third of a training step.
+    By default every tensor above 32 MB is mapped and page-faulted anew at every step.
     """
     MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # names in malloc.h
     if sys.platform.startswith("linux"):

@@ -1,4 +1,4 @@
-"""Dilated depthwise convolutions as ordinary ones over phases: the same sums, faster on a CPU.
+"""Dilated depthwise convolutions as ordinary ones over phases: the same sums on a CPU.
 
 A stride-1 convolution with dilation d reads, for the output at (y, x), only inputs whose row is y and whose column
 is x modulo d. So the map falls apart into d*d phases that never mix; each is convolved without dilation, for which
