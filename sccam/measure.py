@@ -15,13 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from sccam.data.images import read_image
 from sccam.data.masks import read_mask
-from sccam.data.transforms import resize
 from sccam.runtime.labeler import load_map, walked_scores
 from sccam.runtime.pool import run_jobs
 from sccam.stages.evaluate import ConfusionMatrix, scores, sweep
-from sccam.stages.threshold import MapAndImage, ThresholdConfig, choose_threshold
 from sccam.stages.walk import upsample
 from sccam.structures import ActivationMap, TaggedImages, TrueMasks
 
@@ -112,22 +109,6 @@ class Measure:
 def ids_checksum(ids: Sequence[str]) -> str:
     """SHA-256 of the ids, one a line, in order."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
-
-
-def threshold_from_images(
-    images: TaggedImages, path_of: Callable[[str], Path], config: ThresholdConfig, *, most: int = 1000
-) -> float:
-    """The threshold of `config.rule` for stored maps, from at most `most` images of the list; no mask is read."""
-    step = max(1, -(-len(images) // most))
-
-    def pairs() -> Iterable[MapAndImage]:
-        for path, id in list(zip(images.paths, images.ids, strict=True))[::step]:
-            activation, _ = load_map(path_of(id))
-            if len(activation.classes):
-                highest = activation.scores.max(axis=0)
-                yield highest, resize(read_image(path), (highest.shape[0], highest.shape[1]))
-
-    return choose_threshold(pairs(), config)
 
 
 def _sweep_job(

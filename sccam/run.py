@@ -15,13 +15,13 @@ from sccam import __version__
 from sccam import config as toml
 from sccam.artifacts import RunFolder, write_text
 from sccam.data import open_dataset
-from sccam.data.folder import check_cluster_counts
+from sccam.data.checks import check_cluster_counts
 from sccam.errors import Interrupted, RunFolderError
 from sccam.fit import StopRequest
 from sccam.recipe import RunConfig, load_config
 from sccam.report.overview import write_overview
 from sccam.structures import Dataset
-from sccam.training import Reporter, Silent, Training
+from sccam.training import Reporter, Silent, train_all
 
 SCHEMA = 1  # of run.json
 FREE_TO_CHANGE = ("run.device", "run.workers")  # settings that a resumed run may change
@@ -56,7 +56,7 @@ def train(
     with RunFolder(out) as folder, StopRequest().listening() as stop:
         _prepare(folder, settings, dataset, resume=resume, overwrite=overwrite)
         try:
-            scores = Training(dataset, settings, folder, reporter, stop).run()
+            scores = train_all(dataset, settings, folder, reporter, stop)
         except Interrupted as error:
             folder.update(status="interrupted")
             error.fix = f"go on with: {_command(data, config, out, overrides)}"

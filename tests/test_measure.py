@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from sccam.data.masks import write_mask
-from sccam.measure import Measure, ids_checksum, threshold_from_images
-from sccam.runtime.labeler import save_map, walk_job
+from sccam.measure import Measure, ids_checksum
+from sccam.runtime.labeler import save_map, threshold_from_images, walk_job
 from sccam.stages.affinity_labels import neighbour_offsets
 from sccam.stages.evaluate import ConfusionMatrix, scores
 from sccam.stages.threshold import ThresholdConfig, choose_threshold, seed_labels

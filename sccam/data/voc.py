@@ -15,14 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.parsers import expat
 
-from sccam.data.folder import (
-    TaggedRow,
-    check_classes,
-    check_tag,
-    read_lines,
-    tagged_images,
-)
+from sccam.data.checks import check_classes, check_tag
 from sccam.data.images import IMAGE_SUFFIXES
+from sccam.data.tags import TaggedRow, tagged_images
+from sccam.data.text import read_lines
 from sccam.errors import DataError
 from sccam.structures import Dataset, TaggedImages, TrueMasks
 

@@ -1,11 +1,13 @@
 """From stored activation maps to pseudo labels, image by image: the jobs that worker processes run.
 
-Three jobs, each reading small files and writing one: affinity labels (two CRFs), walked scores (affinity walk),
-pseudo labels (CRF). No PyTorch is loaded here; affinities come in as arrays.
+First one threshold for all maps, chosen without a mask. Then three jobs, each reading small files and writing one:
+affinity labels (two CRFs), walked scores (affinity walk), pseudo labels (CRF). No PyTorch is loaded here; affinities
+come in as arrays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,11 @@ import numpy as np
 from sccam.artifacts import read_arrays, write_arrays
 from sccam.data.images import read_image
 from sccam.data.masks import write_mask
+from sccam.data.transforms import resize
 from sccam.stages.affinity_labels import affinity_labels
 from sccam.stages.crf import CrfConfig, dense_crf
 from sccam.stages.pseudo_label import PseudoLabelConfig, label_index, sharpened
+from sccam.stages.threshold import MapAndImage, ThresholdConfig, choose_threshold
 from sccam.stages.walk import (
     WalkConfig,
     background_score,
@@ -26,7 +30,7 @@ from sccam.stages.walk import (
     upsample,
     with_background,
 )
-from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray
+from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray, TaggedImages
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,22 @@ def load_map(path: Path) -> tuple[ActivationMap, tuple[int, int]]:
     arrays = read_arrays(path)
     height, width = (int(side) for side in arrays["size"])
     return ActivationMap(arrays["scores"].astype(np.float32), arrays["classes"]), (height, width)
+
+
+def threshold_from_images(
+    images: TaggedImages, path_of: Callable[[str], Path], config: ThresholdConfig, *, most: int = 1000
+) -> float:
+    """The threshold of `config.rule` for stored maps, from at most `most` images of the list; no mask is read."""
+    step = max(1, -(-len(images) // most))
+
+    def pairs() -> Iterable[MapAndImage]:
+        for path, id in list(zip(images.paths, images.ids, strict=True))[::step]:
+            activation, _ = load_map(path_of(id))
+            if len(activation.classes):
+                highest = activation.scores.max(axis=0)
+                yield highest, resize(read_image(path), (highest.shape[0], highest.shape[1]))
+
+    return choose_threshold(pairs(), config)
 
 
 def affinity_label_job(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sccam.data import open_dataset, read_folder
-from sccam.data.folder import check_cluster_counts, validate_masks
+from sccam.data.checks import check_cluster_counts, validate_masks
 from sccam.data.masks import write_mask
 from sccam.errors import DataError, ImageError, MaskError
 from sccam.structures import Dataset, TaggedImages

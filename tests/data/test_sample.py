@@ -11,7 +11,7 @@ import pytest
 
 from sccam.artifacts import sha256
 from sccam.data import open_dataset
-from sccam.data.folder import validate_masks
+from sccam.data.checks import validate_masks
 from sccam.data.masks import read_mask
 from sccam.data.sample import BODY, CLASSES, LOOKS, TELLING, draw_sample
 from sccam.errors import DataError

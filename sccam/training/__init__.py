@@ -1,0 +1,59 @@
+"""The whole method in its order: tags in, segmenter out, stage after stage, each resumable.
+
+    data            every image is decoded once, every mask checked, before anything is trained
+    roundR/cluster  Eq. 2 on the features of round R-1 (not in round 0)                           rounds.py
+    roundR/classify Eq. 3
+    roundR/maps     Eq. 1; in rounds before the last only where a mask exists to measure them with
+    threshold       the background threshold from the images alone, and the exponents from it     labels.py
+    affinity/...    labels by two CRFs, then AffinityNet
+    walk            class scores and backgrounds along the affinities
+    pseudo_labels   CRF, one label index a pixel
+    segment/...     DeepLab, then its masks                                                       segmenter.py
+    scores          every stage against the true masks, if there are any                          scores.py
+
+A stage that is marked finished in run.json is skipped; one that was cut off continues from its files.
+Trainers receive `TaggedImages`, which has no masks; only the last stage and `data` see `TrueMasks`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from sccam.artifacts import RunFolder, read_json
+from sccam.fit import StopRequest
+from sccam.recipe import RunConfig
+from sccam.structures import Dataset
+from sccam.training.context import Reporter, RunContext, Silent
+from sccam.training.data_check import check_data
+from sccam.training.labels import choose_threshold, make_affinity_labels, make_pseudo_labels, train_affinity, walk
+from sccam.training.rounds import classify, cluster, make_maps
+from sccam.training.scores import measure
+from sccam.training.segmenter import predict, train_segmenter
+
+__all__ = ["Reporter", "RunContext", "Silent", "train_all"]
+
+
+def train_all(
+    dataset: Dataset, config: RunConfig, folder: RunFolder, reporter: Reporter, stop: StopRequest
+) -> dict[str, Any]:
+    """Runs what is not finished yet and returns the content of scores.json; arguments as in `RunContext`."""
+    run = RunContext(dataset, config, folder, reporter, stop)
+    rounds = range(run.last_round + 1)
+    measured_rounds = rounds if config.measure.every_round else rounds[-1:]
+    run.stage("data", partial(check_data, run))
+    for r in rounds:
+        if r > 0:
+            run.stage(f"round{r}/cluster", partial(cluster, run, r))
+        run.stage(f"round{r}/classify", partial(classify, run, r))
+        if r in measured_rounds:
+            run.stage(f"round{r}/maps", partial(make_maps, run, r))
+    run.stage("threshold", partial(choose_threshold, run))
+    run.stage("affinity/labels", partial(make_affinity_labels, run))
+    run.stage("affinity/train", partial(train_affinity, run))
+    run.stage("walk", partial(walk, run))
+    run.stage("pseudo_labels", partial(make_pseudo_labels, run))
+    run.stage("segment/train", partial(train_segmenter, run))
+    run.stage("segment/predict", partial(predict, run))
+    run.stage("scores", partial(measure, run, measured_rounds))
+    return dict(read_json(folder / "scores.json"))

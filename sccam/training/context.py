@@ -1,0 +1,212 @@
+"""What the stages of one run share: its data, settings and folder, its networks, its training, its progress."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sccam.artifacts import RunFolder, read_weights_with_manifest, write_weights
+from sccam.data.batches import BatchLoader, TrainingBatch
+from sccam.data.transforms import AugmentConfig
+from sccam.fit import StopRequest, fit
+from sccam.nets.backbones import Backbone, build_backbone
+from sccam.nets.compute import Compute
+from sccam.recipe import RunConfig
+from sccam.runtime.network_torch import mean_colour
+from sccam.runtime.pool import run_jobs, worker_count
+from sccam.stages.optim import OptimiserConfig
+from sccam.structures import ByteArray, Dataset
+
+Item = TypeVar("Item")
+
+
+class Reporter(Protocol):
+    """Who tells the user what happens."""
+
+    def stage(self, name: str) -> None: ...
+
+    def progress(self, done: int, total: int, note: str = "") -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+class Silent:
+    """Tells nothing."""
+
+    def stage(self, name: str) -> None:
+        """Ignored."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Ignored."""
+
+    def message(self, text: str) -> None:
+        """Ignored."""
+
+
+class RunContext:
+    """One run, as every stage function receives it.
+
+    Args:
+        dataset: images, tags, and masks for measuring. Trainers take `train_images`, which has no masks.
+        config: every setting.
+        folder: the run folder, locked by the caller.
+        reporter: told of stages and progress.
+        stop: checked between images and steps.
+    """
+
+    def __init__(self, dataset: Dataset, config: RunConfig, folder: RunFolder, reporter: Reporter, stop: StopRequest):
+        self.dataset = dataset
+        self.train_images = dataset.train
+        self.config = config
+        self.folder = folder
+        self.reporter = reporter
+        self.stop = stop
+        self.compute = Compute.resolve(config.run.device, config.run.precision)
+        self.workers = worker_count(config.run.workers)
+        self.last_round = config.classify.rounds
+
+    def stage(self, name: str, work: Callable[[], None]) -> None:
+        """Does the work of a stage and marks it finished; a stage that is finished already is skipped."""
+        if self.folder.finished(name):
+            return
+        self.stop.check()
+        self.reporter.stage(name)
+        started = time.monotonic()
+        work()
+        seconds = round(time.monotonic() - started, 2)
+        self.folder.log({"stage": name, "event": "finished", "seconds": seconds})
+        self.folder.finish(name, seconds=seconds)
+
+    # Per-image work -------------------------------------------------------------------------------------------------
+
+    def jobs(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], total: int) -> None:
+        """Runs `function(*job)` over the worker processes."""
+        for done, _ in enumerate(run_jobs(function, jobs, workers=self.workers), 1):
+            self.reporter.progress(done, total)
+            self.stop.check()
+
+    def watched(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, with progress told and a stop request heard between them."""
+        items = list(items)
+        for done, item in enumerate(items, 1):
+            yield item
+            self.reporter.progress(done, len(items))
+            self.stop.check()
+
+    def missing(self, path_of: Callable[[str], Path]) -> list[tuple[Path, str]]:
+        """(image path, id) of the training images whose file at `path_of(id)` is not there yet."""
+        pairs = zip(self.train_images.paths, self.train_images.ids, strict=True)
+        return [(path, id) for path, id in pairs if not path_of(id).exists()]
+
+    # Networks -------------------------------------------------------------------------------------------------------
+
+    def backbone(self, output_stride: int, *, pretrained: bool = True) -> Backbone:
+        """The trunk; not pretrained where the weights of a finished network are loaded next."""
+        network = self.config.network
+        return build_backbone(
+            network.backbone,
+            output_stride=output_stride,
+            weights=network.weights if pretrained else "none",
+            freeze=None if network.freeze < 0 else network.freeze,
+        )
+
+    def load(self, net: nn.Module, path: Path) -> None:
+        """Fills a network with finished weights, for inference on the run's device."""
+        tensors, _ = read_weights_with_manifest(path)
+        net.load_state_dict(tensors)
+        self.compute.place(net)
+        net.eval()
+
+    def load_trunk(self, backbone: Backbone, path: Path) -> None:
+        """Fills a trunk from a finished network of this run."""
+        tensors, _ = read_weights_with_manifest(path)
+        prefix = "backbone."
+        backbone.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
+
+    def seed_heads(self, stage: str) -> None:
+        """Seeds the random start of new layers."""
+        torch.manual_seed(self._seed(stage))
+
+    def inputs(self, batch: TrainingBatch, backbone: Backbone) -> Tensor:
+        """Normalised images [N 3 H W] of a batch."""
+        return self.compute.normalised(batch.pixels, backbone.mean, backbone.std)
+
+    def train_network(
+        self,
+        stage: str,
+        net: nn.Module,
+        backbone: Backbone,
+        loss_of: Callable[[TrainingBatch], Tensor],
+        *,
+        augment: AugmentConfig,
+        batch: int,
+        optimiser: OptimiserConfig,
+        epochs: int,
+        schedule_epochs: int,
+        path: Path,
+        kind: str,
+        stride: int,
+        made_from: dict[str, Any],
+        read_label: Callable[[int], ByteArray] | None = None,
+    ) -> None:
+        """Trains a network, or goes on from its checkpoint, and writes it; only then the checkpoint goes.
+
+        Args:
+            backbone: the trunk of `net`.
+            loss_of, read_label: as `fit` and `BatchLoader` take them.
+            path, kind, stride, made_from: of the finished weights and their manifest.
+        """
+        self.compute.place(net)
+        checkpoint = self.folder / f"{stage.replace('/', '_')}.checkpoint.safetensors"
+        note = ""
+
+        def on_epoch(epoch: int, loss: float, rate: float) -> None:
+            nonlocal note
+            self.folder.log({"stage": stage, "epoch": epoch, "loss": loss, "images_per_second": round(rate, 2)})
+            note = f"epoch {epoch + 1}/{epochs} loss {loss:.4f}"
+
+        loader = BatchLoader(
+            self.train_images,
+            augment,
+            batch=batch,
+            fill=mean_colour(backbone),
+            seed=(self.config.run.seed, zlib.crc32(stage.encode())),
+            threads=self.workers,
+            read_label=read_label,
+        )
+        fit(
+            net,
+            net.parameter_groups(),  # type: ignore[operator]
+            loader,
+            loss_of,
+            optimiser_config=optimiser,
+            epochs=epochs,
+            schedule_epochs=schedule_epochs,
+            seed=self._seed(stage),
+            compute=self.compute,
+            checkpoint=checkpoint,
+            stop=self.stop,
+            on_step=lambda done, total: self.reporter.progress(done, total, note),
+            on_epoch=on_epoch,
+        )
+        write_weights(
+            path,
+            net.state_dict(),
+            kind=kind,
+            backbone=backbone.name,
+            classes=self.dataset.classes,
+            mean=tuple(backbone.mean),
+            std=tuple(backbone.std),
+            stride=stride,
+            made_from={"output_stride": backbone.output_stride, **made_from},
+        )
+        checkpoint.unlink(missing_ok=True)
+
+    def _seed(self, stage: str) -> int:
+        return (self.config.run.seed * 1_000_003 + zlib.crc32(stage.encode())) % 2**31

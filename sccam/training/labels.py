@@ -1,0 +1,158 @@
+"""From the last round's maps to pseudo labels: threshold, affinity labels, AffinityNet, random walk, CRF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sccam.artifacts import read_json, write_json
+from sccam.data.batches import TrainingBatch
+from sccam.data.images import read_image
+from sccam.data.masks import read_mask
+from sccam.nets.affinity_net import AffinityNet
+from sccam.runtime.labeler import (
+    Alphas,
+    affinity_label_job,
+    pseudo_label_job,
+    threshold_from_images,
+    walk_job,
+)
+from sccam.runtime.network_torch import affinity_features
+from sccam.stages.affinity import affinity_field, pair_loss
+from sccam.stages.affinity_labels import AFFINITY_STRIDE, neighbour_offsets
+from sccam.stages.threshold import alpha_of
+from sccam.structures import ByteArray
+from sccam.training.context import RunContext
+
+ORACLE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # whose alphas the walk's oracle tries
+ALPHA_LIMIT = 64.0  # exponents are kept within [1/this, this]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen from the images alone."""
+
+    threshold: float
+    alphas: Alphas
+
+
+def choose_threshold(run: RunContext) -> None:
+    """The threshold from the last round's maps and the images; the exponents keep the paper's distance to it."""
+    config = run.config
+    path_of = partial(run.folder.activation_map, run.last_round)
+    threshold = threshold_from_images(run.train_images, path_of, config.threshold)
+    # The paper's exponents belong to its threshold: each is moved as far as the threshold's own exponent moved.
+    factor = 1.0 if config.threshold.rule == "fixed" else alpha_of(threshold) / alpha_of(config.threshold.fixed)
+    low, high, walk = (
+        float(np.clip(alpha * factor, 1 / ALPHA_LIMIT, ALPHA_LIMIT))
+        for alpha in (config.affinity.alpha_low, config.affinity.alpha_high, config.walk.alpha)
+    )
+    run.reporter.message(
+        f"threshold {threshold:.2f} by rule {config.threshold.rule!r}; "
+        f"alphas: low {low:.2f}, walk {walk:.2f}, high {high:.2f}"
+    )
+    chosen = {"rule": config.threshold.rule, "threshold": threshold}
+    write_json(run.folder / "threshold.json", {**chosen, "alpha_low": low, "alpha_high": high, "alpha_walk": walk})
+
+
+def read_choice(run: RunContext) -> Choice:
+    """What `choose_threshold` wrote."""
+    chosen = read_json(run.folder / "threshold.json")
+    alphas = Alphas(low=chosen["alpha_low"], high=chosen["alpha_high"], walk=chosen["alpha_walk"])
+    return Choice(chosen["threshold"], alphas)
+
+
+def walk_alphas(run: RunContext) -> tuple[float, ...]:
+    """The exponent in use first; more only where masks can measure them."""
+    used = read_choice(run).alphas.walk
+    if not run.dataset.masks.paths:
+        return (used,)
+    return tuple(dict.fromkeys((used, run.config.walk.alpha, *map(alpha_of, ORACLE_THRESHOLDS))))
+
+
+def make_affinity_labels(run: RunContext) -> None:
+    """Two CRFs an image; where they agree, a label for the affinity network."""
+    folder, config, alphas = run.folder, run.config, read_choice(run).alphas
+    jobs = [
+        (
+            path,
+            folder.activation_map(run.last_round, id),
+            folder.affinity_label(id),
+            config.cam.grid_stride,
+            AFFINITY_STRIDE,
+            alphas,
+            config.affinity.crf,
+        )
+        for path, id in run.missing(folder.affinity_label)
+    ]
+    run.jobs(affinity_label_job, jobs, len(jobs))
+
+
+def train_affinity(run: RunContext) -> None:
+    """AffinityNet on the labels of the stage before."""
+    config, stage = run.config.affinity, "affinity/train"
+    run.seed_heads(stage)
+    net = AffinityNet(run.backbone(run.config.network.output_stride), AFFINITY_STRIDE)
+    offsets = neighbour_offsets(config.radius)
+
+    def read_label(n: int) -> ByteArray:
+        grid = read_mask(run.folder.affinity_label(run.train_images.ids[n]))
+        return np.kron(grid, np.ones((AFFINITY_STRIDE, AFFINITY_STRIDE), dtype=np.uint8))
+
+    def loss_of(batch: TrainingBatch) -> Tensor:
+        features = net(run.inputs(batch, net.backbone)).float()
+        assert batch.labels is not None
+        # One label a cell, read at its centre: crops need not begin on a cell's border.
+        half = AFFINITY_STRIDE // 2
+        labels = torch.from_numpy(batch.labels[:, half::AFFINITY_STRIDE, half::AFFINITY_STRIDE].copy())
+        return pair_loss(features, labels.to(run.compute.device), offsets, config.border).total
+
+    run.train_network(
+        stage,
+        net,
+        net.backbone,
+        loss_of,
+        augment=config.augment,
+        batch=config.batch,
+        optimiser=config.optimiser,
+        epochs=config.epochs,
+        schedule_epochs=config.epochs,
+        path=run.folder.affinity_net,
+        kind="affinity_net",
+        stride=AFFINITY_STRIDE,
+        made_from={"radius": config.radius},
+        read_label=read_label,
+    )
+
+
+def walk(run: RunContext) -> None:
+    """Walks the last round's maps along the learned affinities."""
+    net = AffinityNet(run.backbone(run.config.network.output_stride, pretrained=False), AFFINITY_STRIDE)
+    run.load(net, run.folder.affinity_net)
+    features_of = affinity_features(net, run.compute)
+    offsets = neighbour_offsets(run.config.affinity.radius)
+    missing, alphas = run.missing(run.folder.walked_map), walk_alphas(run)
+
+    def jobs() -> Iterator[tuple[Any, ...]]:
+        for path, id in missing:
+            field = affinity_field(features_of(read_image(path)), offsets, AFFINITY_STRIDE)
+            maps = run.folder.activation_map(run.last_round, id)
+            yield field, maps, run.folder.walked_map(id), run.config.cam.grid_stride, alphas, run.config.walk
+
+    run.jobs(walk_job, jobs(), len(missing))
+
+
+def make_pseudo_labels(run: RunContext) -> None:
+    """Dense CRF on the walked scores."""
+    folder = run.folder
+    jobs = [
+        (path, folder.walked_map(id), folder.pseudo_label(id), AFFINITY_STRIDE, run.config.pseudo_label)
+        for path, id in run.missing(folder.pseudo_label)
+    ]
+    run.jobs(pseudo_label_job, jobs, len(jobs))

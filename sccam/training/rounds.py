@@ -1,0 +1,112 @@
+"""Algorithm 1: each round clusters the features of the round before (Eq. 2), trains a classifier on classes and
+sub-categories (Eq. 3), and, where it is wanted, makes its activation maps (Eq. 1). Round 0 learns the classes alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sccam.artifacts import read_arrays, write_arrays
+from sccam.data.batches import TrainingBatch
+from sccam.data.images import read_image
+from sccam.errors import RunFolderError
+from sccam.nets.cam_net import CamNet
+from sccam.runtime.labeler import save_map
+from sccam.runtime.network_torch import pooled_features, score_views
+from sccam.stages.cam import activation_map
+from sccam.stages.classify import joint_loss
+from sccam.stages.cluster import cluster_subcategories
+from sccam.structures import SubcategoryLabels
+from sccam.training.context import RunContext
+
+
+def cluster(run: RunContext, r: int) -> None:
+    """Features of round r-1's classifier, clustered into the sub-categories of round r."""
+    features_of = pooled_features(_classifier(run, r - 1), run.compute, run.config.network.output_stride)
+    paths = run.watched(run.train_images.paths)
+    features = np.stack([features_of(read_image(path)) for path in paths])
+    labels = cluster_subcategories(features, run.train_images.labels, run.config.cluster, seed=run.config.run.seed)
+    write_arrays(run.folder / f"round{r}/features.npz", {"features": features.astype(np.float16)})
+    write_arrays(
+        run.folder / f"round{r}/subcategories.npz",
+        {"present": labels.present, "parent": labels.parent, "ids": np.array(labels.ids)},
+    )
+
+
+def classify(run: RunContext, r: int) -> None:
+    """The classifier of round r; round 0 learns the classes alone."""
+    config, network, stage = run.config.classify, run.config.network, f"round{r}/classify"
+    subcategories = _subcategories(run, r) if r > 0 else None
+    run.seed_heads(stage)
+    net = CamNet(
+        run.backbone(network.train_stride or network.output_stride),
+        len(run.dataset.classes),
+        0 if subcategories is None else len(subcategories.parent),
+    )
+    if r > 0 and config.restart == "previous":
+        run.load_trunk(net.backbone, run.folder.classifier(r - 1))
+    parent_targets = torch.from_numpy(run.train_images.labels.present).float().to(run.compute.device)
+    sub_targets = None
+    if subcategories is not None:
+        sub_targets = torch.from_numpy(subcategories.present).float().to(run.compute.device)
+
+    def loss_of(batch: TrainingBatch) -> Tensor:
+        parent_logits, sub_logits = net(run.inputs(batch, net.backbone))
+        rows = torch.from_numpy(batch.rows).to(run.compute.device)
+        return joint_loss(
+            parent_logits.float(),
+            None if sub_logits is None else sub_logits.float(),
+            parent_targets[rows],
+            None if sub_targets is None else sub_targets[rows],
+            config.sub_weight,
+        )
+
+    epochs, schedule_epochs = config.epochs_of(r)
+    run.train_network(
+        stage,
+        net,
+        net.backbone,
+        loss_of,
+        augment=config.augment_of(r),
+        batch=config.batch,
+        optimiser=config.optimiser,
+        epochs=epochs,
+        schedule_epochs=schedule_epochs,
+        path=run.folder.classifier(r),
+        kind="cam_net",
+        stride=network.output_stride,
+        made_from={"subcategory_parent": [] if subcategories is None else subcategories.parent.tolist(), "round": r},
+    )
+
+
+def make_maps(run: RunContext, r: int) -> None:
+    """Activation maps of the training images: all in the last round, the measurable ones before."""
+    views = score_views(_classifier(run, r), run.compute)
+    images = run.train_images
+    rows = [n for n, id in enumerate(images.ids) if r == run.last_round or id in run.dataset.masks.paths]
+    for n in run.watched(rows):
+        path = run.folder.activation_map(r, images.ids[n])
+        if path.exists():
+            continue
+        image = read_image(images.paths[n])
+        classes = np.flatnonzero(images.labels.present[n]).astype(np.int32)
+        activation = activation_map(image, classes, views, run.config.cam, multiple=run.config.network.output_stride)
+        save_map(path, activation, (image.shape[0], image.shape[1]))
+
+
+def _classifier(run: RunContext, r: int) -> CamNet:
+    """The finished classifier of round r, at the stride of maps."""
+    subcategories = len(_subcategories(run, r).parent) if r > 0 else 0
+    backbone = run.backbone(run.config.network.output_stride, pretrained=False)
+    net = CamNet(backbone, len(run.dataset.classes), subcategories)
+    run.load(net, run.folder.classifier(r))
+    return net
+
+
+def _subcategories(run: RunContext, r: int) -> SubcategoryLabels:
+    path = run.folder / f"round{r}/subcategories.npz"
+    arrays = read_arrays(path)
+    if arrays["ids"].tolist() != list(run.train_images.ids):
+        raise RunFolderError("the sub-categories belong to another list of images", where=path)
+    return SubcategoryLabels(arrays["present"], arrays["parent"], tuple(arrays["ids"].tolist()))

@@ -1,0 +1,92 @@
+"""The segmenter: DeepLab learns the pseudo labels, then predicts without tags where its masks can be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sccam.data.batches import TrainingBatch
+from sccam.data.images import read_image
+from sccam.data.masks import read_mask, write_mask
+from sccam.nets.deeplab import DeepLab
+from sccam.runtime.labeler import refine_job
+from sccam.runtime.network_torch import segmentation_scores
+from sccam.stages.segment import segmentation_loss
+from sccam.structures import ByteArray, TaggedImages
+from sccam.training.context import RunContext
+
+
+def train_segmenter(run: RunContext) -> None:
+    """DeepLab on the pseudo labels."""
+    config, stage = run.config.segment, "segment/train"
+    run.seed_heads(stage)
+    net = _deeplab(run, pretrained=True)
+    if config.initialise == "classifier":  # the trunk of the last round instead of the pretrained one
+        run.load_trunk(net.backbone, run.folder.classifier(run.last_round))
+
+    def read_label(n: int) -> ByteArray:
+        return read_mask(run.folder.pseudo_label(run.train_images.ids[n]))
+
+    def loss_of(batch: TrainingBatch) -> Tensor:
+        assert batch.labels is not None
+        logits = net.multi_scale(run.inputs(batch, net.backbone))
+        return segmentation_loss(logits, torch.from_numpy(batch.labels).to(run.compute.device))
+
+    run.train_network(
+        stage,
+        net,
+        net.backbone,
+        loss_of,
+        augment=config.augment,
+        batch=config.batch,
+        optimiser=config.optimiser,
+        epochs=config.epochs,
+        schedule_epochs=config.epochs,
+        path=run.folder.segmenter,
+        kind="segmenter",
+        stride=config.output_stride,
+        made_from={"rates": list(config.rates), "scales": list(config.scales)},
+        read_label=read_label,
+    )
+
+
+def predict(run: RunContext) -> None:
+    """The segmenter's masks where they can be measured, without tags; and with a CRF behind it."""
+    net = _deeplab(run, pretrained=False)
+    run.load(net, run.folder.segmenter)
+    scores_of = segmentation_scores(net, run.compute)
+    with_crf = run.config.measure.crf_at_test
+    items = [
+        (path, id, part.split)
+        for part in segmented_parts(run)
+        for path, id in zip(part.paths, part.ids, strict=True)
+        if id in run.dataset.masks.paths and not run.folder.prediction(part.split, id, crf=with_crf).exists()
+    ]
+
+    def jobs() -> Iterator[tuple[Any, ...]]:
+        for path, id, split in items:
+            probabilities = scores_of(read_image(path))
+            write_mask(run.folder.prediction(split, id), probabilities.argmax(axis=0).astype(np.uint8))
+            run.stop.check()
+            if with_crf:
+                yield path, probabilities, run.folder.prediction(split, id, crf=True), run.config.measure.crf
+
+    run.jobs(refine_job, jobs(), len(items))
+
+
+def segmented_parts(run: RunContext) -> list[TaggedImages]:
+    """The lists of images that the segmenter is measured on."""
+    parts = [run.dataset.val]
+    if run.config.measure.train_segmenter:
+        parts.insert(0, run.dataset.train)
+    return parts
+
+
+def _deeplab(run: RunContext, *, pretrained: bool) -> DeepLab:
+    config = run.config.segment
+    backbone = run.backbone(config.output_stride, pretrained=pretrained)
+    return DeepLab(backbone, len(run.dataset.classes) + 1, config.rates, config.scales)
