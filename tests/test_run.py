@@ -279,6 +279,15 @@ def test_each_stage_changed_the_weights_it_began_with(whole):
     assert len(last_layers) == len(WEIGHTS)
 
 
+def test_without_weight_on_the_subcategories_a_round_repeats_round_0(sample, tmp_path):
+    watcher = Watcher(cut_at="round1/maps")
+    with pytest.raises(PowerCut):
+        train(sample, "photos", tmp_path / "run", [*OVERRIDES, "classify.sub_weight=0.0"], reporter=watcher)
+    first, second = (read_weights_with_manifest(tmp_path / f"run/round{r}/cam_net.safetensors")[0] for r in range(2))
+    assert second.keys() - first.keys() == {"sub.weight"}
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_subcategories_follow_the_tags(whole, dataset):
     arrays = read_arrays(whole.folder / "round1/subcategories.npz")
     assert tuple(arrays["ids"].tolist()) == dataset.train.ids

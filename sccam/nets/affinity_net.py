@@ -41,11 +41,15 @@ class AffinityNet(nn.Module):
         """Normalised images [N 3 H W] -> features [N D h w], h = ceil(H / grid_stride)."""
         grid = (-(-x.shape[-2] // self.grid_stride), -(-x.shape[-1] // self.grid_stride))
         shallow, middle, deep = self.backbone(x)
-        parts = [
-            _on_grid(F.elu(self.shallow(shallow)), grid),
-            _on_grid(F.elu(self.middle(middle)), grid),
-            _on_grid(F.elu(self.deep(deep)), grid),
-        ]
+        heads = (self.shallow, self.middle, self.deep)
+        parts = [F.elu(head(tap)) for head, tap in zip(heads, (shallow, middle, deep), strict=True)]
+        if torch.compiler.is_exporting():  # sizes are symbols there: a tap of the grid's stride lies on the grid
+            at_grid = [part for part, s in zip(parts, self.backbone.strides, strict=True) if s == self.grid_stride]
+            grid = (at_grid[0].shape[-2], at_grid[0].shape[-1]) if at_grid else grid
+            on_grid = [s == self.grid_stride for s in self.backbone.strides]
+        else:
+            on_grid = [part.shape[-2:] == grid for part in parts]
+        parts = [part if on else _resized(part, grid) for part, on in zip(parts, on_grid, strict=True)]
         return F.elu(self.fuse(torch.cat(parts, dim=1)))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -54,8 +58,6 @@ class AffinityNet(nn.Module):
         return {**self.backbone.parameter_groups(), "heads": heads, "head_biases": []}
 
 
-def _on_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
+def _resized(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """[N D h' w'] -> [N D h w]."""
-    if features.shape[-2:] == grid:
-        return features
     return F.interpolate(features, size=grid, mode="bilinear", align_corners=False)

@@ -6,6 +6,7 @@ Source: Chen et al., TPAMI 2018; kazuto1011/deeplab-pytorch, which SC-CAM names.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class DeepLab(nn.Module):
         height, width = x.shape[-2:]
         logits = [self(x)]
         for scale in self.scales[1:]:
-            size = (max(1, int(height * scale)), max(1, int(width * scale)))
+            size = (_scaled(height, scale), _scaled(width, scale))
             logits.append(self(F.interpolate(x, size=size, mode="bilinear", align_corners=False)))
         grid = logits[0].shape[-2:]
         best = logits[0]
@@ -92,7 +93,11 @@ class Pyramid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N D h w] -> [N C+1 h w]."""
         if x.device.type != "cpu" or torch.compiler.is_exporting() or torch.jit.is_tracing():
-            return torch.stack([conv(x) for conv in self.convs()]).sum(0)
+            first, *others = self.convs()
+            total = first(x)
+            for conv in others:
+                total = total + conv(x)
+            return torch.as_tensor(total)
         return self._by_taps(x)
 
     def _by_taps(self, x: Tensor) -> Tensor:
@@ -110,3 +115,9 @@ class Pyramid(nn.Module):
         for index, rate in enumerate(self.rates):
             total = total + F.fold(products[:, index], grid, kernel_size=3, dilation=rate, padding=rate)
         return total
+
+
+def _scaled(side: int, scale: float) -> int:
+    """A side times a scale, rounded down; in whole numbers, so that an exported graph can follow it for any side."""
+    fraction = Fraction(scale).limit_denominator(100)
+    return max(1, side * fraction.numerator // fraction.denominator)

@@ -17,6 +17,7 @@ from sccam.data.transforms import AugmentConfig
 from sccam.fit import StopRequest, fit
 from sccam.nets.backbones import Backbone, build_backbone
 from sccam.nets.compute import Compute
+from sccam.nets.saved import Network, load_network
 from sccam.recipe import RunConfig
 from sccam.runtime.network_torch import mean_colour
 from sccam.runtime.pool import run_jobs, worker_count
@@ -106,22 +107,19 @@ class RunContext:
 
     # Networks -------------------------------------------------------------------------------------------------------
 
-    def backbone(self, output_stride: int, *, pretrained: bool = True) -> Backbone:
-        """The trunk; not pretrained where the weights of a finished network are loaded next."""
+    def backbone(self, output_stride: int) -> Backbone:
+        """The trunk with the weights that training starts from."""
         network = self.config.network
         return build_backbone(
             network.backbone,
             output_stride=output_stride,
-            weights=network.weights if pretrained else "none",
+            weights=network.weights,
             freeze=None if network.freeze < 0 else network.freeze,
         )
 
-    def load(self, net: nn.Module, path: Path) -> None:
-        """Fills a network with finished weights, for inference on the run's device."""
-        tensors, _ = read_weights_with_manifest(path)
-        net.load_state_dict(tensors)
-        self.compute.place(net)
-        net.eval()
+    def load(self, path: Path) -> Network:
+        """A finished network of this run, for inference on the run's device."""
+        return load_network(path, self.compute)[0]
 
     def load_trunk(self, backbone: Backbone, path: Path) -> None:
         """Fills a trunk from a finished network of this run."""
@@ -129,9 +127,9 @@ class RunContext:
         prefix = "backbone."
         backbone.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
 
-    def seed_heads(self, stage: str) -> None:
-        """Seeds the random start of new layers."""
-        torch.manual_seed(self._seed(stage))
+    def seed_heads(self, draws: str) -> None:
+        """Seeds the random start of new layers by the name of their draws."""
+        torch.manual_seed(self._seed(draws))
 
     def inputs(self, batch: TrainingBatch, backbone: Backbone) -> Tensor:
         """Normalised images [N 3 H W] of a batch."""
@@ -144,6 +142,7 @@ class RunContext:
         backbone: Backbone,
         loss_of: Callable[[TrainingBatch], Tensor],
         *,
+        draws: str,
         augment: AugmentConfig,
         batch: int,
         optimiser: OptimiserConfig,
@@ -159,6 +158,7 @@ class RunContext:
 
         Args:
             backbone: the trunk of `net`.
+            draws: name of the random numbers (views, their order, dropout); stages of one name draw the same ones.
             loss_of, read_label: as `fit` and `BatchLoader` take them.
             path, kind, stride, made_from: of the finished weights and their manifest.
         """
@@ -176,7 +176,7 @@ class RunContext:
             augment,
             batch=batch,
             fill=mean_colour(backbone),
-            seed=(self.config.run.seed, zlib.crc32(stage.encode())),
+            seed=(self.config.run.seed, zlib.crc32(draws.encode())),
             threads=self.workers,
             read_label=read_label,
         )
@@ -188,7 +188,7 @@ class RunContext:
             optimiser_config=optimiser,
             epochs=epochs,
             schedule_epochs=schedule_epochs,
-            seed=self._seed(stage),
+            seed=self._seed(draws),
             compute=self.compute,
             checkpoint=checkpoint,
             stop=self.stop,
@@ -208,5 +208,5 @@ class RunContext:
         )
         checkpoint.unlink(missing_ok=True)
 
-    def _seed(self, stage: str) -> int:
-        return (self.config.run.seed * 1_000_003 + zlib.crc32(stage.encode())) % 2**31
+    def _seed(self, draws: str) -> int:
+        return (self.config.run.seed * 1_000_003 + zlib.crc32(draws.encode())) % 2**31

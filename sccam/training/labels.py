@@ -118,6 +118,7 @@ def train_affinity(run: RunContext) -> None:
         net,
         net.backbone,
         loss_of,
+        draws=stage,
         augment=config.augment,
         batch=config.batch,
         optimiser=config.optimiser,
@@ -133,8 +134,8 @@ def train_affinity(run: RunContext) -> None:
 
 def walk(run: RunContext) -> None:
     """Walks the last round's maps along the learned affinities."""
-    net = AffinityNet(run.backbone(run.config.network.output_stride, pretrained=False), AFFINITY_STRIDE)
-    run.load(net, run.folder.affinity_net)
+    net = run.load(run.folder.affinity_net)
+    assert isinstance(net, AffinityNet)
     features_of = affinity_features(net, run.compute)
     offsets = neighbour_offsets(run.config.affinity.radius)
     missing, alphas = run.missing(run.folder.walked_map), walk_alphas(run)

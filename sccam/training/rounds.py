@@ -20,6 +20,10 @@ from sccam.stages.cluster import cluster_subcategories
 from sccam.structures import SubcategoryLabels
 from sccam.training.context import RunContext
 
+DRAWS = "classify"
+"""Every round draws the same views in the same order, the same head of the classes and the same dropout: two rounds
+then differ in their sub-categories and in nothing else. Other draws move the maps by a point and more."""
+
 
 def cluster(run: RunContext, r: int) -> None:
     """Features of round r-1's classifier, clustered into the sub-categories of round r."""
@@ -36,9 +40,9 @@ def cluster(run: RunContext, r: int) -> None:
 
 def classify(run: RunContext, r: int) -> None:
     """The classifier of round r; round 0 learns the classes alone."""
-    config, network, stage = run.config.classify, run.config.network, f"round{r}/classify"
+    config, network = run.config.classify, run.config.network
     subcategories = _subcategories(run, r) if r > 0 else None
-    run.seed_heads(stage)
+    run.seed_heads(DRAWS)
     net = CamNet(
         run.backbone(network.train_stride or network.output_stride),
         len(run.dataset.classes),
@@ -64,10 +68,11 @@ def classify(run: RunContext, r: int) -> None:
 
     epochs, schedule_epochs = config.epochs_of(r)
     run.train_network(
-        stage,
+        f"round{r}/classify",
         net,
         net.backbone,
         loss_of,
+        draws=DRAWS,
         augment=config.augment_of(r),
         batch=config.batch,
         optimiser=config.optimiser,
@@ -97,10 +102,8 @@ def make_maps(run: RunContext, r: int) -> None:
 
 def _classifier(run: RunContext, r: int) -> CamNet:
     """The finished classifier of round r, at the stride of maps."""
-    subcategories = len(_subcategories(run, r).parent) if r > 0 else 0
-    backbone = run.backbone(run.config.network.output_stride, pretrained=False)
-    net = CamNet(backbone, len(run.dataset.classes), subcategories)
-    run.load(net, run.folder.classifier(r))
+    net = run.load(run.folder.classifier(r))
+    assert isinstance(net, CamNet)
     return net
 
 

@@ -24,7 +24,7 @@ def train_segmenter(run: RunContext) -> None:
     """DeepLab on the pseudo labels."""
     config, stage = run.config.segment, "segment/train"
     run.seed_heads(stage)
-    net = _deeplab(run, pretrained=True)
+    net = DeepLab(run.backbone(config.output_stride), len(run.dataset.classes) + 1, config.rates, config.scales)
     if config.initialise == "classifier":  # the trunk of the last round instead of the pretrained one
         run.load_trunk(net.backbone, run.folder.classifier(run.last_round))
 
@@ -41,6 +41,7 @@ def train_segmenter(run: RunContext) -> None:
         net,
         net.backbone,
         loss_of,
+        draws=stage,
         augment=config.augment,
         batch=config.batch,
         optimiser=config.optimiser,
@@ -56,8 +57,8 @@ def train_segmenter(run: RunContext) -> None:
 
 def predict(run: RunContext) -> None:
     """The segmenter's masks where they can be measured, without tags; and with a CRF behind it."""
-    net = _deeplab(run, pretrained=False)
-    run.load(net, run.folder.segmenter)
+    net = run.load(run.folder.segmenter)
+    assert isinstance(net, DeepLab)
     scores_of = segmentation_scores(net, run.compute)
     with_crf = run.config.measure.crf_at_test
     items = [
@@ -84,9 +85,3 @@ def segmented_parts(run: RunContext) -> list[TaggedImages]:
     if run.config.measure.train_segmenter:
         parts.insert(0, run.dataset.train)
     return parts
-
-
-def _deeplab(run: RunContext, *, pretrained: bool) -> DeepLab:
-    config = run.config.segment
-    backbone = run.backbone(config.output_stride, pretrained=pretrained)
-    return DeepLab(backbone, len(run.dataset.classes) + 1, config.rates, config.scales)
