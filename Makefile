@@ -4,17 +4,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+READY_DEV := .venv/ready-dev
+BINDINGS := .venv/tensorrt-bindings
 
 .PHONY: demo test check
 
 demo: $(READY)
 	@test -f runs/sample/looks.json || $(BIN)/sccam data sample runs/sample
 	$(BIN)/sccam train runs/sample -c demo --out runs/demo --resume
+	$(BIN)/sccam export runs/demo
 
-test: $(READY)
+test: $(READY_DEV)
 	$(BIN)/python -m pytest
 
-check: $(READY)
+check: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy sccam tests
@@ -23,5 +26,12 @@ check: $(READY)
 $(READY): pyproject.toml
 	@echo "making .venv with $(PYTHON): torch and the rest are downloaded once, this takes minutes"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --editable '.[crf,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[crf,export]'
+	@touch $@
+
+$(READY_DEV): $(READY)
+	@$(BIN)/python -m pip install --quiet --editable '.[crf,export,dev,tensorrt-check]'
+	@for version in 10.16.1.11 11.4.0.106; do $(BIN)/python -m pip install --quiet --no-deps --upgrade \
+		--target $(BINDINGS)/$${version%%.*} tensorrt_cu13_bindings==$$version \
+		|| echo "no TensorRT $$version bindings for this machine: their test will be skipped"; done
 	@touch $@

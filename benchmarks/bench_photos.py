@@ -100,11 +100,14 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 def write_table() -> None:
     """Replaces what stands between the two marks of the README by the table of the JSON."""
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    README.write_text(f"{before}{BEGIN}\n{table(result)}\n{END}{after}", encoding="utf-8")
+    replace_between(README, BEGIN, END, table(json.loads(RESULT.read_text(encoding="utf-8"))))
+
+
+def replace_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what stands between two marks of a page."""
+    before, rest = page.read_text(encoding="utf-8").split(begin, 1)
+    after = rest.split(end, 1)[1]
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def table(result: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sccam.errors import ResourceError, RunFolderError
+from sccam.structures import TensorSpec
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def append_json_line(path: Path | str, record: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a weight file is, so that it can be used without guessing. Written beside the file as FILE.json."""
+    """What a network file is, so that it can be used without guessing. Written beside the file as FILE.json."""
 
     file: str
     sha256: str
@@ -152,17 +153,34 @@ class Manifest:
     std: tuple[float, ...]
     stride: int  # [px per cell] of the output grid
     made_by: str  # "sccam 0.1.0"
-    made_from: dict[str, Any]  # what else it takes to build the network: heads, rates, K by class
+    made_from: dict[
+        str, Any
+    ]  # weights: what it takes to build the network (heads, rates, K by class); others: the source
+    backend: str = "torch"  # "torch" | "onnx" | "tensorrt"
+    precision: str = "fp32"
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    parity: dict[str, Any] | None = None  # of an exported network with the one it was made from
 
 
 def write_weights(path: Path, tensors: Mapping[str, Any], **manifest: Any) -> Manifest:
     """Writes weights and their manifest; the manifest comes last, so it never speaks of a file that is not there."""
+    write_tensors(path, tensors)
+    return write_manifest(path, **manifest)
+
+
+def write_manifest(path: Path, **manifest: Any) -> Manifest:
+    """Writes the manifest of a network file that is there, with its checksum."""
     from sccam import __version__
 
-    write_tensors(path, tensors)
     record = Manifest(file=path.name, sha256=sha256(path), made_by=f"sccam {__version__}", **manifest)
-    write_json(path.with_name(path.name + ".json"), asdict(record))
+    write_json(manifest_path(path), asdict(record))
     return record
+
+
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of a network file lies."""
+    return path.with_name(path.name + ".json")
 
 
 def read_weights_with_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
@@ -171,10 +189,25 @@ def read_weights_with_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
     Raises:
         RunFolderError: a file is missing, broken, or the weights are not those that the manifest speaks of.
     """
-    record = _manifest(path.with_name(path.name + ".json"))
-    if path.exists() and sha256(path) != record.sha256:
-        raise RunFolderError("the weight file is not the one its manifest names", where=path, why="it was changed")
+    record = read_manifest(path)
     return read_tensors(path), record
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a network file; the file, if it is there, is the one that the manifest speaks of.
+
+    Raises:
+        RunFolderError: there is no manifest, it is broken, or the file has another checksum.
+    """
+    record = _manifest(manifest_path(path))
+    if path.exists() and sha256(path) != record.sha256:
+        raise RunFolderError(
+            f"the file is not the one that {manifest_path(path).name} speaks of: their checksums differ",
+            where=path,
+            why="the file or its manifest was changed or copied without the other",
+            fix="copy both from where they were made, or make them again",
+        )
+    return record
 
 
 def _manifest(path: Path) -> Manifest:
@@ -182,6 +215,9 @@ def _manifest(path: Path) -> Manifest:
     try:
         for name in ("classes", "mean", "std"):
             fields[name] = tuple(fields[name])
+        for name in ("inputs", "outputs"):
+            specs = [TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in fields.get(name, ())]
+            fields[name] = tuple(specs)
         return Manifest(**fields)
     except (TypeError, KeyError) as error:
         raise RunFolderError(f"not a manifest of this version: {error}", where=path) from error

@@ -86,6 +86,57 @@ def evaluate(
     _print_table(f"{result['images']} images", ["class", "IoU", "precision", "recall"], [*rows, mean])
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder of a finished run.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; RUN/export by default.")] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="cam_net, affinity_net or segmenter; repeatable, all by default.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option(help="fp32, fp16 or int8; repeatable, fp32 and fp16 by default.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images to compare and calibrate with; the run's own by default.")
+    ] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="The segmenter gives label indices, not logits.")] = False,
+    single_scale: Annotated[
+        bool,
+        typer.Option("--single-scale", help="The segmenter runs at scale 1 only, not at the scales of its training."),
+    ] = False,
+    engine: Annotated[bool, typer.Option("--engine", help="Build TensorRT engines, too; needs a GPU.")] = False,
+    bucket: Annotated[
+        list[str] | None,
+        typer.Option(help="Input sizes of the engines: NAME=1x32x32:4x384x512:16x512x512, smallest:best:largest."),
+    ] = None,
+    memory: Annotated[int, typer.Option(min=16, help="Scratch memory for the engine builder in MiB.")] = 4096,
+    timing_cache: Annotated[Path | None, typer.Option(help="File of kernel times, to build engines faster.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build engines that are there again.")] = False,
+    triton: Annotated[Path | None, typer.Option(help="Write a Triton model repository into this folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the parity numbers as JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Writes the networks of RUN as ONNX files and engines, each compared on real images with its original."""
+    from sccam.export.run import NETWORKS, EngineOptions, export_run
+    from sccam.export.to_tensorrt import DEFAULT_BUCKETS, parse_bucket
+
+    buckets = tuple(map(parse_bucket, bucket)) if bucket else DEFAULT_BUCKETS
+    exported = export_run(
+        run,
+        out=out,
+        networks=network or NETWORKS,
+        precisions=precision or ("fp32", "fp16"),
+        images=images,
+        labels=labels,
+        single_scale=single_scale,
+        engines=EngineOptions(buckets, memory, timing_cache, rebuild) if engine or rebuild else None,
+        triton=triton,
+        tell=(lambda text: None) if as_json else print,
+    )
+    if as_json:
+        print(json.dumps({item.path.name: item.parity.as_dict() for item in exported}, indent=2))
+
+
 @data_app.command("sample")
 def sample(
     out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or absent.")],

@@ -84,6 +84,18 @@ class NumericError(SccamError):
     exit_code = 6
 
 
+class ParityError(SccamError):
+    """An exported network does not compute what the network it was made from computes."""
+
+    exit_code = 6
+
+
+class ModelFileError(SccamError):
+    """An exported file is no model, is not safe to open, or was built for another machine."""
+
+    exit_code = 3
+
+
 class ResourceError(SccamError):
     """Disk or memory ran out."""
 

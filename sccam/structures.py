@@ -139,3 +139,12 @@ class PseudoLabel:
 
     index: ByteArray  # [H W]
     id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of an exported network."""
+
+    name: str
+    dtype: str  # "uint8" | "float32" | ...
+    shape: tuple[int | str, ...]  # a letter where the size is free

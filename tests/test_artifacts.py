@@ -230,7 +230,7 @@ def test_weights_that_are_not_those_of_the_manifest_are_refused(tmp_path: Path) 
     path = tmp_path / "cam_net.safetensors"
     write_weights(path, {"a": torch.zeros(3)}, **FACTS)
     write_tensors(path, {"a": torch.ones(3)})
-    with pytest.raises(RunFolderError, match="not the one its manifest names"):
+    with pytest.raises(RunFolderError, match="checksums differ"):
         read_weights_with_manifest(path)
 
 

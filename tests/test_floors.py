@@ -78,6 +78,8 @@ def test_imports_go_downwards_and_each_foreign_library_has_one_home() -> None:
         ("nets/home.py", "def late():\n    import sklearn.cluster", "scikit-learn lives in"),
         ("data/home.py", "from pydensecrf import densecrf", "pydensecrf lives in"),
         ("stages/home.py", "from rich.progress import track", "typer and rich live in"),
+        ("runtime/home.py", "def late():\n    import cupy", "tensorrt and cupy live in"),
+        ("runtime/other.py", "import onnxruntime", "onnx and onnxruntime live in"),
         ("unplaced.py", "", "Imports go downwards only"),
     ],
 )
@@ -93,12 +95,23 @@ def test_an_import_that_breaks_a_rule_is_found(module: str, line: str, broken: s
 
 @pytest.mark.parametrize(
     "module",
-    ["sccam", "sccam.errors", "sccam.structures", "sccam.config", "sccam.artifacts", "sccam.runtime", "sccam.cli"],
+    [
+        "sccam",
+        "sccam.errors",
+        "sccam.structures",
+        "sccam.config",
+        "sccam.artifacts",
+        "sccam.runtime",
+        "sccam.cli",
+        "sccam.runtime.network_onnxruntime",
+        "sccam.runtime.network_tensorrt",
+        "sccam.runtime.gpu",
+    ],
 )
 def test_importing_it_loads_no_heavy_library(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not there yet")
-    heavy = ["torch", "torchvision", "timm", "sklearn", "scipy"]
+    heavy = ["torch", "torchvision", "timm", "sklearn", "scipy", "onnx", "onnxruntime", "tensorrt", "cupy"]
     code = f"import json, sys, {module}; print(json.dumps([name for name in {heavy} if name in sys.modules]))"
     result = run(sys.executable, "-c", code)
     assert result.returncode == 0, result.stderr

@@ -1,0 +1,158 @@
+"""Every network in every precision through the parity gate: one JSON, and the table of docs/export.md from it.
+
+    python benchmarks/bench_export.py RUN IMAGES      # a finished run's three networks, and three large untrained ones
+    python benchmarks/bench_export.py --tables        # writes the table anew from the JSON
+
+The untrained ones have random weights, and batch-norm statistics taken from a few of the images, since without them
+their activations grow from block to block. What fails the gate is reported as failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_photos import commit, device_name, replace_between
+from torch import nn
+
+from sccam.artifacts import Manifest, RunFolder
+from sccam.data.transforms import resize
+from sccam.export.run import NETWORKS, export_network, sample_images
+from sccam.nets.backbones import Backbone, build_backbone
+from sccam.nets.cam_net import CamNet
+from sccam.nets.compute import Compute
+from sccam.nets.deeplab import DeepLab
+from sccam.nets.saved import load_network
+from sccam.runtime.network_onnxruntime import runtime_name
+from sccam.structures import ByteArray
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "export.json"
+PAGE = HERE.parent / "docs" / "export.md"
+BEGIN, END = "<!-- parity table: begin -->", "<!-- parity table: end -->"
+PRECISIONS = ("fp32", "fp16", "int8")
+VOC_CLASSES = 20
+STATISTICS_IMAGES = 4
+
+UNTRAINED: dict[str, tuple[str, int, Callable[[Backbone], nn.Module]]] = {
+    "ResNet-38d, maps": ("resnet38d", 8, lambda trunk: CamNet(trunk, VOC_CLASSES)),
+    "ResNet-50, maps": ("resnet50", 16, lambda trunk: CamNet(trunk, VOC_CLASSES)),
+    "DeepLab-v2 ResNet-101": ("resnet101", 8, lambda trunk: DeepLab(trunk, VOC_CLASSES + 1)),
+}
+
+
+def main() -> None:
+    """Reads the arguments; measures and writes the JSON, or only the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", type=Path)
+    parser.add_argument("images", nargs="?", type=Path)
+    parser.add_argument("--only", nargs="+", help="parts of names of networks; the others keep their rows")
+    parser.add_argument("--tables", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.run is not None and arguments.images is not None:
+        measure(arguments.run, arguments.images, arguments.only)
+    elif not arguments.tables:
+        parser.error("give a run and a folder of images, or --tables")
+    replace_between(PAGE, BEGIN, END, table(json.loads(RESULT.read_text(encoding="utf-8"))))
+
+
+def measure(run: Path, images: Path, only: list[str] | None) -> None:
+    """Exports everything and writes the JSON after every network."""
+    pictures = sample_images(images)
+    folder = RunFolder(run)
+    rounds = sorted(folder.path.glob("round*/cam_net.safetensors"))
+    files = {"cam_net": rounds[-1], "affinity_net": folder.affinity_net, "segmenter": folder.segmenter}
+    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.exists() else []
+    for name in (*(f"{run.name}, {network}" for network in NETWORKS), *UNTRAINED):
+        if only and not any(part in name for part in only):
+            continue
+        if name in UNTRAINED:
+            net, manifest = untrained(name, pictures)
+        else:
+            net, manifest = load_network(files[name.split(", ")[1]], Compute.resolve("cpu", "fp32"))
+        with tempfile.TemporaryDirectory() as out:
+            exported = export_network(net, manifest, Path(out, "net"), pictures, PRECISIONS, source=None)
+            new = [
+                {
+                    "network": name,
+                    "backbone": manifest.backbone,
+                    "trained": name not in UNTRAINED,
+                    "precision": item.precision,
+                    "megabytes": round(item.path.stat().st_size / 1e6, 2),
+                    **item.parity.as_dict(),
+                }
+                for item in exported
+            ]
+        rows = [row for row in rows if row["network"] != name] + new
+        RESULT.write_text(
+            json.dumps(
+                {
+                    "device": device_name(),
+                    "commit": commit(),
+                    "torch": torch.__version__,
+                    "runtime": runtime_name(),
+                    "images": len(pictures),
+                    "rows": rows,
+                },
+                indent=1,
+            )
+            + "\n",
+            encoding="utf-8",
+        )
+
+
+def untrained(name: str, pictures: list[ByteArray]) -> tuple[Any, Manifest]:
+    """A network of random weights with the statistics of a few images, and a manifest for it."""
+    backbone, stride, build = UNTRAINED[name]
+    torch.manual_seed(0)
+    trunk = build_backbone(backbone, output_stride=stride, weights="none")
+    net = build(trunk)
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    net.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = None  # the plain mean over what is seen
+        norm.reset_running_stats()
+    few = np.stack([resize(picture, (224, 320)) for picture in pictures[:STATISTICS_IMAGES]])
+    with torch.no_grad():
+        net(Compute("cpu", "fp32").normalised(few, trunk.mean, trunk.std))
+    net.eval()
+    manifest = Manifest(
+        file="", sha256="", kind="segmenter" if isinstance(net, DeepLab) else "cam_net", backbone=backbone,
+        classes=tuple(f"class {c + 1}" for c in range(VOC_CLASSES)), mean=trunk.mean, std=trunk.std, stride=stride,
+        made_by="", made_from={},
+    )  # fmt: skip
+    return net, manifest
+
+
+def table(result: dict[str, Any]) -> str:
+    """The Markdown table: one row for each network and precision."""
+    lines = [
+        "| network | precision | MB | largest error / range | agreement | undecided | speed against fp32 | gate |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        speed = "" if row["speed_up"] is None else f"{row['speed_up']:.2f}"
+        gate = "passed" if row["passed"] else "**failed**: " + "; ".join(row["failures"])
+        lines.append(
+            f"| {row['network']}{'' if row['trained'] else ' (untrained)'} | {row['precision']}"
+            f" | {row['megabytes']:.1f}"
+            f" | {row['relative_error']:.1e} | {100 * row['agreement']:.2f} % | {100 * row['undecided']:.1f} %"
+            f" | {speed} | {gate} |"
+        )
+    lines += [
+        "",
+        f"Made by `python benchmarks/bench_export.py RUN IMAGES` on {result['device']}, torch {result['torch']}, "
+        f"{result['runtime']}; raw numbers in [export.json](../benchmarks/results/export.json).",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

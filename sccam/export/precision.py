@@ -1,0 +1,187 @@
+"""An fp32 model in another precision, written into the graph; runtimes take it from there.
+
+    fp16            weights and arithmetic in half, input and outputs as before
+    int8            QuantizeLinear/DequantizeLinear pairs around convolutions and sums, weights per channel and
+                    symmetric, one range a tensor for activations, biases in fp32; ranges from calibration images
+
+The two readers of int8 want different activations, so there are two flavours. ONNX Runtime on a CPU is fast with
+unsigned bytes that begin at the lowest value, which also make a ReLU free. TensorRT takes signed bytes around zero
+and nothing else.
+
+Convolutions that give an output, or feed one through nothing but arithmetic, stay in fp32: they are a sliver of the
+work, and their rounding is all that a user sees.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sccam.errors import BackendUnavailable, DataError
+from sccam.structures import ByteArray
+
+if TYPE_CHECKING:
+    import onnx
+
+PRECISIONS = ("fp32", "fp16", "int8")
+FLAVOURS = ("onnxruntime", "tensorrt")
+QUANTISED = ["Conv", "Add", "Clip", "Relu", "MaxPool"]
+CALIBRATION_IMAGES = 100  # fewer leave the ranges of rare activations unseen
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of an fp32 model that computes in half precision; its input and outputs keep their types."""
+    try:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+    except ImportError as error:
+        raise _unavailable(error) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells of every weight that half precision rounds to zero
+        # No operator stays behind in fp32: what the CPU runtime lacks in half, it computes in single by itself.
+        converted: onnx.ModelProto = convert_float_to_float16(_copy(model), keep_io_types=True, op_block_list=[])
+    return converted
+
+
+def to_int8(
+    model: onnx.ModelProto, batches: Iterable[ByteArray], *, flavour: str = "onnxruntime", name: str = "image"
+) -> onnx.ModelProto:
+    """A copy of an fp32 model with quantised convolutions.
+
+    Args:
+        model: from `to_onnx`.
+        batches: calibration images u8 [N H W 3], at least `CALIBRATION_IMAGES` in all, of any sizes.
+        flavour: who reads it, "onnxruntime" or "tensorrt".
+        name: of the model's input.
+
+    Raises:
+        DataError: too few images.
+        BackendUnavailable: onnxruntime, whose quantisation tool this uses, is not installed.
+    """
+    try:
+        import onnx
+        from onnxruntime import quantization
+    except ImportError as error:
+        raise _unavailable(error) from error
+    batches = list(batches)
+    count = sum(len(batch) for batch in batches)
+    if count < CALIBRATION_IMAGES:
+        raise DataError(
+            f"{count} images to calibrate int8 with; {CALIBRATION_IMAGES} are needed",
+            why="the ranges of activations are taken from them",
+            fix="give more images with --images FOLDER, or export in fp16",
+        )
+    signed = flavour == "tensorrt"
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            out = Path(folder, "int8.onnx")
+            quantization.quantize_static(
+                _copy(model),
+                str(out),
+                _Batches(name, batches),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=QUANTISED,
+                nodes_to_exclude=[*first_arithmetic(model), *last_convolutions(model)],
+                per_channel=True,
+                activation_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                extra_options={"ActivationSymmetric": signed, "WeightSymmetric": True, "QuantizeBias": False},
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        quantised = onnx.load(str(out))
+    if signed:
+        share_clipped_ranges(quantised)
+    del quantised.metadata_props[:]
+    quantised.metadata_props.extend(model.metadata_props)
+    return quantised
+
+
+def share_clipped_ranges(model: onnx.ModelProto) -> int:
+    """Quantises what a ReLU or clip is about to cut with the range that is left after the cut; says how often.
+
+    Saturation then does the upper cut, and no steps are spent on values that are thrown away.
+    """
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    count = 0
+    for node in model.graph.node:
+        chain = [node]
+        for expected in (("DequantizeLinear",), ("Clip", "Relu")):
+            after = readers.get(chain[-1].output[0], [])
+            if node.op_type == "QuantizeLinear" and len(after) == 1 and after[0].op_type in expected:
+                chain.append(after[0])
+        if len(chain) < 3:
+            continue
+        last = readers.get(chain[-1].output[0], [])
+        if last and all(reader.op_type == "QuantizeLinear" for reader in last):
+            for half in chain[:2]:
+                half.input[1], half.input[2] = last[0].input[1], last[0].input[2]
+            count += 1
+    used = {name for node in model.graph.node for name in node.input}
+    remaining = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(remaining)
+    return count
+
+
+def first_arithmetic(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes before any convolution: the normalisation, whose 8-bit input needs no second rounding."""
+    behind: set[str] = set()  # values that a convolution has been through
+    found = []
+    for node in model.graph.node:  # sorted: every value is made before it is read
+        if node.op_type == "Conv" or behind.intersection(node.input):
+            behind.update(node.output)
+        else:
+            found.append(node.name)
+    return found
+
+
+def last_convolutions(model: onnx.ModelProto) -> list[str]:
+    """Names of the convolutions from which an output is reached without passing another one."""
+    maker = {output: node for node in model.graph.node for output in node.output}
+    found: dict[str, None] = {}
+    seen: set[str] = set()
+    open_names = [output.name for output in model.graph.output]
+    while open_names:
+        name = open_names.pop()
+        if name in seen or name not in maker:
+            continue
+        seen.add(name)
+        node = maker[name]
+        if node.op_type == "Conv":
+            found[node.name] = None
+        else:
+            open_names += node.input
+    return list(found)
+
+
+class _Batches:
+    """What onnxruntime's calibration reads from."""
+
+    def __init__(self, name: str, batches: Sequence[ByteArray]):
+        self._items: Iterator[dict[str, np.ndarray]] = iter([{name: batch} for batch in batches])
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self._items, None)
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _unavailable(error: ImportError) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"fp16 and int8 need {error.name or 'onnxruntime'}", where="export", fix='pip install "sccam[export]"'
+    )

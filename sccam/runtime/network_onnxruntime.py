@@ -1,0 +1,125 @@
+"""The ONNX Runtime row of the network backends: an exported file in, a function of images out. Loads no PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sccam.errors import BackendUnavailable, ModelFileError
+from sccam.structures import ByteArray
+
+INPUT = "image"
+CPU = "CPUExecutionProvider"
+MOST_BYTES = 2**31  # protobuf's own limit; a larger file would need external data
+
+OnnxNetwork = Callable[[ByteArray], dict[str, np.ndarray]]
+"""images u8 [N H W 3] -> outputs by name."""
+
+
+def read_onnx(path: Path) -> bytes:
+    """The bytes of an ONNX file that is safe to hand to a runtime: one file, nothing outside it.
+
+    Raises:
+        ModelFileError: it is no ONNX model, or it points to other files.
+        BackendUnavailable: onnx is not installed.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise BackendUnavailable("reading a model needs onnx", fix='pip install "sccam[onnx]"') from error
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size < MOST_BYTES else b""
+    except OSError as error:
+        raise ModelFileError(f"cannot be read: {error.strerror}", where=path) from error
+    try:
+        model = onnx.load_from_string(data)
+    except Exception as error:  # protobuf raises classes of its own, which differ by version
+        raise ModelFileError("not an ONNX model", where=path, why="another kind of file, or cut off") from error
+    if not model.graph.node or not model.opset_import:
+        raise ModelFileError("not an ONNX model: it has no graph", where=path, why="another kind of file, or cut off")
+    outside = [tensor.name for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    if outside:
+        raise ModelFileError(
+            f"{len(outside)} tensors lie in other files, the first is {outside[0]!r}",
+            where=path,
+            why="external data can name any file of this machine",
+            fix="save the model as one file",
+        )
+    return data
+
+
+def open_onnx(path: Path, providers: Sequence[str] = (CPU,), *, threads: int = 0) -> OnnxNetwork:
+    """A function of images; the session lives as long as the function.
+
+    Args:
+        path: an ONNX file.
+        providers: execution providers, the wanted one first.
+        threads: of the CPU provider; 0 takes all cores.
+
+    Raises:
+        ModelFileError: see `read_onnx`; or ONNX Runtime refuses the graph.
+        BackendUnavailable: onnxruntime is not installed, or gives another provider than the first one asked for.
+    """
+    return session_of(read_onnx(path), providers, threads=threads, where=path)
+
+
+def session_of(
+    data: bytes, providers: Sequence[str] = (CPU,), *, threads: int = 0, where: object = None
+) -> OnnxNetwork:
+    """As `open_onnx`, for the bytes of a model that was checked or made here."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable("running an ONNX file needs onnxruntime", fix='pip install "sccam[onnx]"') from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=list(providers))
+    except Exception as error:  # its classes are private
+        raise ModelFileError(f"ONNX Runtime {onnxruntime.__version__} refuses it: {error}", where=where) from error
+    used = session.get_providers()
+    if used[0] != providers[0]:
+        raise BackendUnavailable(
+            f"{providers[0]} was asked for, {used[0]} would run",
+            where=where,
+            why="the installed onnxruntime has no such provider, or its libraries are missing",
+            fix="install onnxruntime-gpu without onnxruntime beside it, or ask for the CPU",
+        )
+    names = [output.name for output in session.get_outputs()]
+
+    def network(images: ByteArray) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, {INPUT: np.ascontiguousarray(images)}), strict=True))
+
+    return network
+
+
+def runtime_name(provider: str = CPU) -> str:
+    """What runs a file, for a record."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__} {provider}"
+
+
+def _tensors(model: Any) -> list[Any]:
+    """Every tensor of a model: initialisers, attributes of nodes, and those of sub-graphs and functions."""
+    found: list[Any] = []
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            found += graph.initializer
+            found += [part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices)]
+            nodes += graph.node
+        else:
+            for attribute in nodes.pop().attribute:
+                found += [attribute.t] if attribute.HasField("t") else []
+                found += attribute.tensors
+                graphs += [attribute.g] if attribute.HasField("g") else []
+                graphs += attribute.graphs
+    return found

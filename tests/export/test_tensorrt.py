@@ -1,0 +1,209 @@
+"""TensorRT without a GPU: NVIDIA's own parser and builder take every graph, and both versions' bindings know our words.
+
+What these tests cannot show is an engine that runs; docs/tensorrt.md says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sccam.artifacts import manifest_path, write_manifest
+from sccam.errors import BackendUnavailable, ConfigError, ModelFileError, RunFolderError
+from sccam.export.engines import engine_path, export_engine
+from sccam.export.precision import to_fp16, to_int8
+from sccam.export.to_tensorrt import DEFAULT_BUCKETS, Bucket, build_engine, parse_bucket
+from sccam.runtime.gpu import GpuFacts, gpu_facts
+from sccam.runtime.network_tensorrt import check_engine, engine_facts, open_engine
+
+ROOT = Path(__file__).resolve().parents[2]
+BINDINGS = Path(sys.prefix) / "tensorrt-bindings"  # made by `make`, one folder for each major version
+LIBRARIES = ("libtensorrt_rtx.so.1.7.1", "libtensorrt_onnxparser_rtx.so.1.7.1")
+FACTS = GpuFacts("NVIDIA H100", "9.0", "13.0")
+VERSION = "10.16.1"
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Any:
+    """TensorRT for RTX: the same interface, and a builder that needs no GPU."""
+    found = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
+    if found is None or importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+        pytest.skip("the tensorrt-check extra is not installed")
+    folder = next(iter(found.submodule_search_locations or ()))
+    for library in LIBRARIES:  # loaded first, so that the bindings find them by their names
+        ctypes.CDLL(str(Path(folder, library)), mode=ctypes.RTLD_GLOBAL)
+    return importlib.import_module("tensorrt_rtx_bindings")
+
+
+def built(rtx: Any, model: Any, path: Path, **options: Any) -> bytes:
+    path.write_bytes(model.SerializeToString())
+    return build_engine(path, library=rtx, **options)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_nvidias_parser_and_builder_take_every_graph_with_all_buckets(case, rtx, precision, tmp_path):
+    model = case.model if precision == "fp32" else to_fp16(case.model)
+    assert len(built(rtx, model, tmp_path / "net.onnx")) > 100_000
+
+
+def test_they_take_int8_in_tensorrts_flavour_and_refuse_the_other_with_their_own_words(exported, images, rtx, tmp_path):
+    pixels = [images(100, 32, 48)]
+    model = exported("maps").model
+    assert len(built(rtx, to_int8(model, pixels, flavour="tensorrt"), tmp_path / "net.onnx")) > 100_000
+    with pytest.raises(ModelFileError, match=r"cannot parse it.*UINT8"):
+        built(rtx, to_int8(model, pixels), tmp_path / "other.onnx")
+
+
+def test_each_bucket_alone_builds_and_progress_is_told(exported, rtx, tmp_path):
+    told: list[tuple[str, int, int]] = []
+    for bucket in DEFAULT_BUCKETS:
+        model = exported("labels").model
+        built(rtx, model, tmp_path / "net.onnx", buckets=[bucket], on_progress=lambda *step: told.append(step))
+    assert told and all(1 <= done <= total for _, done, total in told)
+
+
+def test_a_model_that_tensorrt_cannot_parse_is_refused_with_its_reason(rtx, tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])]
+    out = [helper.make_tensor_value_info("y", TensorProto.INT64, [4, None])]
+    nodes = [helper.make_node("Cast", ["image"], ["f"], to=TensorProto.FLOAT), helper.make_node("NoSuch", ["f"], ["y"])]
+    model = helper.make_model(helper.make_graph(nodes, "g", values, out))
+    assert isinstance(model, onnx.ModelProto)
+    with pytest.raises(ModelFileError, match="cannot parse it"):
+        built(rtx, model, tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("major", ["10", "11"])
+def test_every_name_and_signature_that_is_used_exists_in_the_real_bindings(exported, major, tmp_path):
+    if not (BINDINGS / major).is_dir():
+        pytest.skip("the bindings are not installed: make puts them into the environment")
+    model = exported("maps").save(tmp_path / "net.onnx")
+    script = Path(__file__).with_name("strict_tensorrt.py")
+    done = subprocess.run(
+        [sys.executable, script, BINDINGS / major, major, model],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    version, *used = done.stdout.split()
+    assert version.split(".")[0] == major
+    assert {"Builder.create_network", "IExecutionContext.execute_async_v3", "IBuilderConfig.set_timing_cache"} <= set(
+        used
+    )
+
+
+# Buckets
+
+
+def test_a_bucket_is_read_and_written():
+    bucket = parse_bucket("wide=1x32x64:4x256x512:8x512x1024")
+    assert bucket == Bucket("wide", (1, 32, 64), (4, 256, 512), (8, 512, 1024))
+    assert parse_bucket(bucket.text()) == bucket
+    assert parse_bucket("one=1x320x320").smallest == parse_bucket("one=1x320x320").largest == (1, 320, 320)
+
+
+@pytest.mark.parametrize("text", ["", "1x2x3", "a=1x2", "a=1x32x32:2x64x64", "a=1x64x64:1x32x32:1x128x128", "a=0x1x1"])
+def test_what_is_no_bucket_is_refused(text):
+    with pytest.raises(ConfigError):
+        parse_bucket(text)
+
+
+# Engines of another machine
+
+
+class Untouchable:
+    """A TensorRT that must not be asked for anything but its version."""
+
+    __version__ = VERSION
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was used")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    path = tmp_path / "net.engine"
+    path.write_bytes(b"plan" * 100)
+    write_manifest(
+        path, kind="cam_net", backbone="none", classes=("cat",), mean=(0.5,) * 3, std=(0.5,) * 3, stride=16,
+        made_from={"onnx": "net.onnx", **engine_facts(VERSION, FACTS)}, backend="tensorrt",
+    )  # fmt: skip
+    return path
+
+
+def test_an_engine_of_this_machine_is_accepted(engine):
+    assert check_engine(engine, VERSION, FACTS).made_from["gpu"] == "NVIDIA H100"
+
+
+@pytest.mark.parametrize(
+    ("version", "facts", "named"),
+    [
+        ("11.4.0", FACTS, "tensorrt: built for 10.16.1, here 11.4.0"),
+        (VERSION, GpuFacts("NVIDIA L4", "8.9", "13.0"), "gpu: built for NVIDIA H100, here NVIDIA L4"),
+    ],
+)
+def test_an_engine_of_another_tensorrt_or_gpu_is_not_opened_and_the_difference_is_named(engine, version, facts, named):
+    library = Untouchable()
+    library.__version__ = version
+    with pytest.raises(ModelFileError, match=named) as caught:
+        open_engine(engine, library=library, arrays=SimpleNamespace(), facts=facts)
+    assert "--rebuild" in str(caught.value) and "net.onnx" in str(caught.value)
+
+
+def test_a_flipped_byte_is_found_before_anything_is_opened(engine):
+    data = bytearray(engine.read_bytes())
+    data[123] ^= 1
+    engine.write_bytes(data)
+    with pytest.raises(RunFolderError, match="checksums differ"):
+        open_engine(engine, library=Untouchable(), arrays=SimpleNamespace(), facts=FACTS)
+
+
+def test_a_manifest_that_was_edited_by_hand_is_refused(engine):
+    record = json.loads(manifest_path(engine).read_text())
+    record["sha256"] = "0" * 64
+    manifest_path(engine).write_text(json.dumps(record))
+    with pytest.raises(RunFolderError, match="checksums differ"):
+        open_engine(engine, library=Untouchable(), arrays=SimpleNamespace(), facts=FACTS)
+    manifest_path(engine).write_text("{}")
+    with pytest.raises(RunFolderError, match="not a manifest"):
+        open_engine(engine, library=Untouchable(), arrays=SimpleNamespace(), facts=FACTS)
+
+
+def test_an_engine_without_a_manifest_is_not_opened(engine):
+    manifest_path(engine).unlink()
+    with pytest.raises(RunFolderError):
+        open_engine(engine, library=Untouchable(), arrays=SimpleNamespace(), facts=FACTS)
+
+
+def test_an_engine_from_another_onnx_file_is_not_taken_for_this_one(engine):
+    source = engine.with_name("net.onnx")
+    source.write_bytes(b"a model")
+    write_manifest(
+        source, kind="cam_net", backbone="none", classes=("cat",), mean=(0.5,) * 3, std=(0.5,) * 3, stride=16,
+        made_from={}, backend="onnx",
+    )  # fmt: skip
+    assert engine_path(source) == engine
+    with pytest.raises(ModelFileError, match=r"built from another net\.onnx"):
+        export_engine(source, source, [], library=Untouchable(), facts=FACTS)
+
+
+def test_without_tensorrt_or_a_gpu_the_error_says_what_is_missing(exported, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendUnavailable, match="needs TensorRT"):
+        build_engine(exported("labels").save(tmp_path / "net.onnx"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(f"{name}: cannot open")))
+    with pytest.raises(BackendUnavailable, match="no NVIDIA driver"):
+        gpu_facts()
