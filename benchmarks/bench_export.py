@@ -23,7 +23,8 @@ from torch import nn
 
 from sccam.artifacts import Manifest, RunFolder
 from sccam.data.transforms import resize
-from sccam.export.run import NETWORKS, export_network, sample_images
+from sccam.export.network import export_network
+from sccam.export.run import NETWORKS, sample_images
 from sccam.nets.backbones import Backbone, build_backbone
 from sccam.nets.cam_net import CamNet
 from sccam.nets.compute import Compute

@@ -117,7 +117,8 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Writes the networks of RUN as ONNX files and engines, each compared on real images with its original."""
-    from sccam.export.run import NETWORKS, EngineOptions, export_run
+    from sccam.export.network import EngineOptions
+    from sccam.export.run import NETWORKS, export_run
     from sccam.export.to_tensorrt import DEFAULT_BUCKETS, parse_bucket
 
     buckets = tuple(map(parse_bucket, bucket)) if bucket else DEFAULT_BUCKETS

@@ -6,16 +6,17 @@ compared with torch. It appears under its name only after it has passed.
 
 from __future__ import annotations
 
-import shutil
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sccam.artifacts import manifest_path, read_manifest, replacing, write_json, write_manifest
+from sccam.artifacts import read_manifest, write_manifest
 from sccam.errors import ModelFileError
 from sccam.export.parity import Parity, measure_parity
+from sccam.export.publish import publish
 from sccam.export.to_tensorrt import DEFAULT_BUCKETS, Bucket, build_engine, tensorrt_library
 from sccam.runtime.gpu import GpuFacts, gpu_facts
 from sccam.runtime.network_onnxruntime import open_onnx
@@ -64,11 +65,18 @@ def export_engine(
     facts = facts or gpu_facts()
     source = read_manifest(onnx_file)
     path = engine_path(onnx_file)
+    ranges = {b.name: {"smallest": [*b.smallest], "best": [*b.best], "largest": [*b.largest]} for b in buckets}
     if path.exists() and not rebuild:
         kept = check_engine(path, library.__version__, facts)
         if kept.made_from.get("onnx_sha256") != source.sha256:
             raise ModelFileError(
                 f"the engine was built from another {onnx_file.name}", where=path, fix="build it again with --rebuild"
+            )
+        if kept.made_from.get("buckets") != ranges:
+            raise ModelFileError(
+                f"the engine was built for other buckets: {json.dumps(kept.made_from.get('buckets'))}",
+                where=path,
+                fix="build it again with --rebuild, or ask for the same buckets",
             )
         return path, None
     plan = build_engine(
@@ -78,12 +86,12 @@ def export_engine(
         **source.made_from,
         "onnx": onnx_file.name,
         "onnx_sha256": source.sha256,
-        "buckets": {b.name: {"smallest": b.smallest, "best": b.best, "largest": b.largest} for b in buckets},
+        "buckets": ranges,
         **engine_facts(library.__version__, facts),
     }
-    kept_fields = [f.name for f in fields(source) if f.name not in ("file", "sha256", "made_by")]
+    kept_fields = [f.name for f in fields(source) if f.name not in ("file", "sha256", "made_by", "parity")]
     facts_of_file = {name: getattr(source, name) for name in kept_fields}
-    facts_of_file |= {"backend": "tensorrt", "made_from": made_from, "parity": None}
+    facts_of_file |= {"backend": "tensorrt", "made_from": made_from}
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder, path.name)
         trial.write_bytes(plan)
@@ -99,14 +107,7 @@ def export_engine(
             runtime=f"tensorrt {library.__version__} {facts.gpu}",
             reference_name="onnxruntime fp32",
         )
-        target = path if parity.passed else path.with_name(path.name + ".failed")
-        with replacing(target) as temporary:
-            shutil.copyfile(trial, temporary)
-    if parity.passed:
-        write_manifest(path, **{**facts_of_file, "parity": parity.as_dict()})
-    else:
-        write_json(manifest_path(target), parity.as_dict())
-    return target, parity
+    return publish(path, plan, facts_of_file, parity), parity
 
 
 def _holds(bucket: Bucket, batch: ByteArray) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sccam.errors import BackendUnavailable
+from sccam.errors import BackendUnavailable, ModelFileError
 from sccam.export.graphs import Graph, prepare
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def to_onnx(graph: Graph, properties: Mapping[str, str]) -> onnx.ModelProto:
 
     Raises:
         BackendUnavailable: onnx or onnxscript is not installed.
+        ModelFileError: the network depends on its input's size in a way that no one graph can follow.
     """
     library = _library()
     prepare(graph)
@@ -61,6 +62,12 @@ def to_onnx(graph: Graph, properties: Mapping[str, str]) -> onnx.ModelProto:
                 optimize=True,
                 verbose=False,
             )
+        except torch.onnx.OnnxExporterError as error:
+            raise ModelFileError(
+                "torch cannot export this network with free sizes",
+                why=str(error.__cause__ or error).strip().split("\n")[0],
+                fix="choose another backbone; those of the built-in configurations can be exported",
+            ) from error
         finally:
             logging.disable(logging.NOTSET)
     assert program is not None

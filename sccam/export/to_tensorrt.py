@@ -103,6 +103,8 @@ def build_engine(
         said = [parser.get_error(k).desc().strip() for k in range(parser.num_errors)]
         raise ModelFileError(f"TensorRT {trt.__version__} cannot parse it: {'; '.join(said)}", where=onnx_file)
     config = builder.create_builder_config()
+    if hasattr(trt.BuilderFlag, "TF32"):  # on by default, and 10 bits of mantissa are not what fp32 says
+        config.clear_flag(trt.BuilderFlag.TF32)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, memory_mb << 20)
     for bucket in buckets:
         profile = builder.create_optimization_profile()

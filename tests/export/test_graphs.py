@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sccam.errors import ModelFileError
-from sccam.export.run import output_specs, torch_network
+from sccam.export.network import output_specs, torch_network
 from sccam.export.to_onnx import fold_batch_norms, to_onnx
 from sccam.nets.compute import Compute
 from sccam.runtime.network_onnxruntime import read_onnx, session_of
@@ -151,6 +151,16 @@ def test_the_same_graph_is_exported_to_the_same_bytes(exported):
     case = exported("labels")
     again = to_onnx(case.graph, {"kind": "labels"})
     assert again.SerializeToString() == case.model.SerializeToString()
+
+
+def test_a_network_that_torch_cannot_export_is_refused_with_the_reason(exported, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise torch.onnx.OnnxExporterError("too long a story\nwith details") from ValueError("H is fixed")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    with pytest.raises(ModelFileError, match="cannot export this network with free sizes") as caught:
+        to_onnx(exported("labels").graph, {})
+    assert caught.value.why == "H is fixed"
 
 
 # What is no model, or not a safe one

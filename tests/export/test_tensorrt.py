@@ -207,3 +207,71 @@ def test_without_tensorrt_or_a_gpu_the_error_says_what_is_missing(exported, tmp_
     monkeypatch.setattr(ctypes, "CDLL", lambda name: (_ for _ in ()).throw(OSError(f"{name}: cannot open")))
     with pytest.raises(BackendUnavailable, match="no NVIDIA driver"):
         gpu_facts()
+
+
+# The way from an ONNX file to a checked engine; building and running are played by ONNX Runtime here
+
+
+@pytest.fixture
+def played(exported, images, tmp_path, monkeypatch):
+    """An exported file; TensorRT's builder gives b"plan", and its engine computes what `played.network` does."""
+    from sccam.export import engines
+    from sccam.runtime.network_onnxruntime import open_onnx
+
+    source = exported("maps").save(tmp_path / "net.fp16.onnx")
+    write_manifest(
+        source, kind="cam_net", backbone="none", classes=("cat",), mean=(0.5,) * 3, std=(0.5,) * 3, stride=16,
+        made_from={"round": 3}, backend="onnx", precision="fp16",
+    )  # fmt: skip
+    state = SimpleNamespace(source=source, builds=0, network=open_onnx(source), batches=[images(1, 64, 96)])
+
+    def build(*_: Any, **__: Any) -> bytes:
+        state.builds += 1
+        return b"plan"
+
+    monkeypatch.setattr(engines, "build_engine", build)
+    monkeypatch.setattr(engines, "open_engine", lambda path, **_: state.network)
+    state.export = lambda **options: export_engine(
+        source, source, state.batches, library=SimpleNamespace(__version__=VERSION), facts=FACTS, **options
+    )
+    return state
+
+
+def test_an_engine_is_compared_and_its_manifest_says_what_it_was_built_from_and_for(played):
+    path, parity = played.export()
+    assert path.name == "net.fp16.engine" and path.read_bytes() == b"plan" and parity.passed
+    manifest = check_engine(path, VERSION, FACTS)
+    built = manifest.made_from
+    assert manifest.backend == "tensorrt" and manifest.precision == "fp16" and built["round"] == 3
+    assert built["onnx"] == "net.fp16.onnx" and len(built["onnx_sha256"]) == 64
+    assert (built["gpu"], built["compute_capability"], built["cuda"]) == ("NVIDIA H100", "9.0", "13.0")
+    assert built["buckets"]["small"] == {"smallest": [1, 32, 32], "best": [8, 256, 320], "largest": [32, 320, 320]}
+    assert manifest.parity and manifest.parity["runtime"] == "tensorrt 10.16.1 NVIDIA H100"
+    assert manifest.parity["reference"] == "onnxruntime fp32"
+
+
+def test_an_engine_that_fits_is_kept_and_built_again_only_when_asked(played):
+    played.export()
+    assert played.export()[1] is None and played.builds == 1
+    assert played.export(rebuild=True)[1].passed and played.builds == 2
+
+
+def test_an_engine_for_other_buckets_is_not_taken_for_the_one_that_was_asked_for(played):
+    played.export()
+    with pytest.raises(ModelFileError, match="built for other buckets"):
+        played.export(buckets=[parse_bucket("one=1x64x96")])
+
+
+def test_an_engine_that_computes_something_else_is_left_as_failed(played):
+    played.export()
+    right = played.network
+    played.network = lambda images: {name: -value for name, value in right(images).items()}
+    path, parity = played.export(rebuild=True)
+    assert path.name == "net.fp16.engine.failed" and not parity.passed
+    assert not path.with_name("net.fp16.engine").exists()
+    assert json.loads(manifest_path(path).read_text())["failures"]
+
+
+def test_images_that_no_bucket_holds_are_no_comparison(played):
+    with pytest.raises(ModelFileError, match="no bucket holds any"):
+        played.export(buckets=[parse_bucket("one=1x32x32")])
