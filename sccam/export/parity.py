@@ -3,13 +3,14 @@
 Two numbers for a network, over all images, sizes and batches together:
 
     relative error   max |candidate - reference| / (max reference - min reference), the worst of the outputs
-    agreement        maps, logits   share of cells with the same arg-max over classes
-                     labels         share of equal pixels
-                     affinity       share of pairs on the same side of 1/2: same or different
+    agreement        logits     share of cells with the same arg-max over labels
+                     maps       share of cells with the same arg-max over a constant background and the classes, as the
+                                method reads maps; the background is `BACKGROUND` of the image's highest score
+                     labels     share of equal pixels
+                     affinity   share of pairs on the same side of 1/2: same or different
 
-A cell where the reference itself is undecided (its best two classes closer than `UNDECIDED` of the range, such as
-maps that are 0 for every class) says nothing about the candidate: such cells are counted apart, and their share is
-part of the record.
+A cell where the reference itself is undecided (its best two closer than `UNDECIDED` of the range) says nothing about
+the candidate: such cells are counted apart, and their share is part of the record.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sccam.structures import ByteArray, FloatArray
 Network = Callable[[ByteArray], Mapping[str, np.ndarray]]
 """images u8 [N H W 3] -> outputs by name."""
 
+BACKGROUND = 0.15  # Source: SC-CAM, infer_cls.py
 UNDECIDED = 1e-4  # of the reference's range; also what fp32 may differ
 SPEED_RUNS = 7  # paired, after one warm-up
 
@@ -157,10 +159,18 @@ def _agreeing(name: str, value: FloatArray, other: FloatArray, noise: float) -> 
         return np.ones(value.shape, bool), value == other
     if name == "affinity":
         return np.abs(value - 0.5) > noise, (value > 0.5) == (other > 0.5)
-    if value.ndim != 4 or value.shape[1] == 1:  # scores of an image, or one class only
+    if value.ndim != 4:  # scores of an image
         return np.zeros(0, bool), np.zeros(0, bool)
+    if name == "maps":
+        value, other = _with_background(value), _with_background(other)
     best = np.partition(value, -2, axis=1)
     return best[:, -1] - best[:, -2] > noise, value.argmax(axis=1) == other.argmax(axis=1)
+
+
+def _with_background(maps: FloatArray) -> FloatArray:
+    """A constant channel before maps [N C h w]."""
+    level = BACKGROUND * maps.max(axis=(1, 2, 3), keepdims=True)
+    return np.concatenate([np.broadcast_to(level, (len(maps), 1, *maps.shape[2:])), maps], axis=1)
 
 
 def _speed_up(baseline: Network, candidate: Network, batch: ByteArray) -> float:

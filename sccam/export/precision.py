@@ -8,8 +8,9 @@ The two readers of int8 want different activations, so there are two flavours. O
 unsigned bytes that begin at the lowest value, which also make a ReLU free. TensorRT takes signed bytes around zero
 and nothing else.
 
-Convolutions that give an output, or feed one through nothing but arithmetic, stay in fp32: they are a sliver of the
-work, and their rounding is all that a user sees.
+Some convolutions stay in fp32, a sliver of the work each: those that give an output or feed one through nothing but
+arithmetic, whose rounding is all that a user sees; and those that read the image, with the depthwise ones behind
+them, where a few channels of very different ranges must share one scale.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def to_int8(
                 _Batches(name, batches),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=QUANTISED,
-                nodes_to_exclude=[*first_arithmetic(model), *last_convolutions(model)],
+                nodes_to_exclude=[*first_nodes(model), *last_convolutions(model)],
                 per_channel=True,
                 activation_type=quantization.QuantType.QInt8 if signed else quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
@@ -134,15 +135,18 @@ def share_clipped_ranges(model: onnx.ModelProto) -> int:
     return count
 
 
-def first_arithmetic(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes before any convolution: the normalisation, whose 8-bit input needs no second rounding."""
-    behind: set[str] = set()  # values that a convolution has been through
+def first_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the normalisation, of the convolutions that read it, and of the depthwise ones directly behind them."""
+    passed: dict[str, int] = {}  # value -> convolutions on the way to it
     found = []
     for node in model.graph.node:  # sorted: every value is made before it is read
-        if node.op_type == "Conv" or behind.intersection(node.input):
-            behind.update(node.output)
-        else:
+        depth = max((passed.get(name, 0) for name in node.input), default=0)
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        is_conv = node.op_type == "Conv"
+        if depth == 0 or (is_conv and depth == 1 and groups > 1):
             found.append(node.name)
+        for output in node.output:
+            passed[output] = depth + is_conv
     return found
 
 

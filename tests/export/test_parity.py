@@ -87,6 +87,27 @@ def test_cells_where_the_reference_is_undecided_are_counted_apart():
     assert parity.passed and parity.agreement == 1 and parity.undecided == pytest.approx(0.5, abs=0.05)
 
 
+def test_maps_are_read_with_a_background_so_that_faint_cells_are_no_decision_between_classes():
+    def maps(images):
+        faint = np.full((len(images), 3, 10, 10), 0.01, np.float32)
+        faint[:, 0] += 0.01
+        faint[:, 0, 5, 5] = 1.0
+        return {"maps": faint}
+
+    def faint_classes_swapped(images):
+        swapped = maps(images)["maps"].copy()
+        swapped[:, 1] += 0.05
+        return {"maps": swapped}
+
+    def object_lost(images):
+        lost = maps(images)["maps"].copy()
+        lost[:, :, 5, 5] = (0.1, 1.0, 0.1)
+        return {"maps": lost}
+
+    assert measure_parity(maps, faint_classes_swapped, batches(), "fp16", runtime="test").agreement == 1
+    assert measure_parity(maps, object_lost, batches(), "fp16", runtime="test").agreement == pytest.approx(0.99)
+
+
 def test_affinities_agree_when_they_lie_on_the_same_side_of_one_half():
     def affinity(images):
         return {"affinity": images[..., 0][:, None].astype(np.float32) / 255}

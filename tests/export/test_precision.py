@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sccam.errors import DataError
 from sccam.export.precision import (
     CALIBRATION_IMAGES,
+    first_nodes,
     last_convolutions,
     share_clipped_ranges,
     to_fp16,
@@ -121,6 +122,15 @@ def test_outputs_are_followed_back_through_arithmetic_to_their_convolutions():
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 4]) for name in "xy"]
     model = helper.make_model(helper.make_graph(nodes, "g", values[:1], values[1:]))
     assert sorted(last_convolutions(model)) == ["left", "right"]
+
+
+def test_normalisation_and_first_convolutions_stay_in_fp32(exported):
+    model = exported("maps").model
+    kept = set(first_nodes(model))
+    nodes = {node.name: node for node in model.graph.node}
+    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    assert {nodes[name].op_type for name in kept} == {"Cast", "Transpose", "Mul", "Add", "Conv"}
+    assert [name for name in convolutions if name in kept] == convolutions[:2]  # the stem and its depthwise follower
 
 
 def test_what_a_clip_cuts_off_gets_no_steps_and_the_result_is_the_same():
