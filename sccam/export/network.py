@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 PARITY_SHAPES = ((1, 224, 320), (3, 160, 224), (1, 213, 321), (3, 97, 131))  # batch, height, width; two sizes are odd
 PARITY_ROUNDS = 2  # batches of each shape
+PARITY_IMAGES = PARITY_ROUNDS * sum(batch for batch, _, _ in PARITY_SHAPES)
 CALIBRATION_SIDE = 320  # [px] longer side of calibration images
 PAD_MULTIPLE = 32  # [px]
 
@@ -86,7 +87,8 @@ def export_network(
     """
     graph = graph_of(net, manifest, **segmenter)
     base = to_onnx(graph, {"kind": manifest.kind, "classes": "\n".join(manifest.classes)})
-    batches = parity_batches(pictures)
+    # Where there are enough images, none that int8's ranges were taken from.
+    batches = parity_batches(pictures[CALIBRATION_IMAGES:] or pictures)
     reference, fp32 = torch_network(graph), session_of(base.SerializeToString())
     facts: dict[str, Any] = {
         name: getattr(manifest, name) for name in ("kind", "backbone", "classes", "mean", "std", "stride")

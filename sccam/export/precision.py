@@ -9,8 +9,8 @@ unsigned bytes that begin at the lowest value, which also make a ReLU free. Tens
 and nothing else.
 
 Some convolutions stay in fp32, a sliver of the work each: those that give an output or feed one through nothing but
-arithmetic, whose rounding is all that a user sees; and those that read the image, with the depthwise ones behind
-them, where a few channels of very different ranges must share one scale.
+arithmetic, whose rounding is all that a user sees; and those that read the image or a map of half its size, where a
+few channels of very different ranges must share one scale.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "fp16", "int8")
 FLAVOURS = ("onnxruntime", "tensorrt")
 QUANTISED = ["Conv", "Add", "Clip", "Relu", "MaxPool"]
+FINE_STRIDE = 2  # [px per cell] convolutions that read maps this fine or finer stay in fp32
 CALIBRATION_IMAGES = 100  # fewer leave the ranges of rare activations unseen
 
 
@@ -136,17 +137,16 @@ def share_clipped_ranges(model: onnx.ModelProto) -> int:
 
 
 def first_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the normalisation, of the convolutions that read it, and of the depthwise ones directly behind them."""
-    passed: dict[str, int] = {}  # value -> convolutions on the way to it
+    """Names of the normalisation and of all nodes that read maps of at most `FINE_STRIDE` pixels a cell."""
+    strides: dict[str, int] = {}  # value -> [px per cell]
     found = []
     for node in model.graph.node:  # sorted: every value is made before it is read
-        depth = max((passed.get(name, 0) for name in node.input), default=0)
-        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-        is_conv = node.op_type == "Conv"
-        if depth == 0 or (is_conv and depth == 1 and groups > 1):
+        stride = max((strides.get(name, 1) for name in node.input), default=1)
+        if stride <= FINE_STRIDE:
             found.append(node.name)
+        steps = next((a.ints[0] for a in node.attribute if a.name == "strides" and a.ints), 1)
         for output in node.output:
-            passed[output] = depth + is_conv
+            strides[output] = stride * steps
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from sccam.artifacts import RunFolder, read_json
 from sccam.data.images import IMAGE_SUFFIXES, read_image
 from sccam.errors import ConfigError, DataError, ParityError, RunFolderError
-from sccam.export.network import EngineOptions, Exported, Tell, export_network
+from sccam.export.network import PARITY_IMAGES, EngineOptions, Exported, Tell, export_network
 from sccam.export.precision import CALIBRATION_IMAGES, PRECISIONS
 from sccam.export.triton import write_triton
 from sccam.nets.compute import Compute
@@ -115,7 +115,7 @@ def refuse_failed(exported: Iterable[Exported]) -> None:
 
 
 def sample_images(files: Iterable[Path] | Path) -> list[ByteArray]:
-    """Up to `CALIBRATION_IMAGES` images, spread evenly over a folder or list.
+    """Images to calibrate with and others to compare on, as far as there are any, spread evenly over a folder or list.
 
     Raises:
         DataError: there is none.
@@ -126,8 +126,9 @@ def sample_images(files: Iterable[Path] | Path) -> list[ByteArray]:
             raise DataError("no images", where=files, fix="give a folder of images like those the network will see")
         files = found
     files = list(files)
-    step = max(1, len(files) // CALIBRATION_IMAGES)
-    return [read_image(path) for path in files[::step][:CALIBRATION_IMAGES]]
+    most = CALIBRATION_IMAGES + PARITY_IMAGES
+    step = max(1, len(files) // most)
+    return [read_image(path) for path in files[::step][:most]]
 
 
 def _training_images(folder: RunFolder) -> list[Path] | Path:
