@@ -34,7 +34,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 FLAVOURS = ("onnxruntime", "tensorrt")
 QUANTISED = ["Conv", "Add", "Clip", "Relu", "MaxPool"]
 FINE_STRIDE = 2  # [px per cell] convolutions that read maps this fine or finer stay in fp32
-CORRECTION_IMAGES = 16  # for the means of `correct_biases`
+CORRECTION_IMAGES = 8  # for the means of `correct_biases`
 CALIBRATION_IMAGES = 100  # fewer leave the ranges of rare activations unseen
 
 
@@ -119,7 +119,8 @@ def correct_biases(
     """Gives every convolution of a quantised model the mean output that it has in fp32, channel by channel.
 
     Rounding weights shifts the mean of an output, and shifts add up from layer to layer; a bias takes them back. From
-    the first convolution to the last, since each correction changes what the next one reads.
+    the first convolution to the last, since each correction changes what the next one reads. Convolutions that share
+    their weights, at several scales, share the correction of the first.
 
     Args:
         quantised: changed in place.
@@ -131,18 +132,24 @@ def correct_biases(
     """
     from onnx import numpy_helper
 
-    outputs = {node.name: node.output[0] for node in model.graph.node if node.op_type == "Conv"}
-    wanted = _channel_means(model, list(outputs.values()), batches, name)
+    weights = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    outputs = {node.name: node.output[0] for node in model.graph.node if node.name in weights}
+    uses: dict[str, list[Any]] = {}  # weight -> its convolutions, one for each scale of a multi-scale network
+    for node in quantised.graph.node:
+        if node.name in weights:
+            uses.setdefault(weights[node.name], []).append(node)
+    wanted = _channel_means(model, [outputs[nodes[0].name] for nodes in uses.values()], batches, name)
     constants = {tensor.name: tensor for tensor in quantised.graph.initializer}
-    for node in [node for node in quantised.graph.node if node.name in outputs]:
-        found = _channel_means(quantised, [node.output[0]], batches, name)[node.output[0]]
-        bias = (wanted[outputs[node.name]] - found).astype(np.float32)
-        if len(node.input) > 2 and node.input[2]:
-            bias += numpy_helper.to_array(constants[node.input[2]])
-        tensor = numpy_helper.from_array(bias, f"{node.name}.bias")  # its own, where two convolutions shared one
-        del node.input[2:]
-        node.input.append(tensor.name)
+    for first, *others in uses.values():
+        found = _channel_means(quantised, [first.output[0]], batches, name)[first.output[0]]
+        bias = (wanted[outputs[first.name]] - found).astype(np.float32)
+        if len(first.input) > 2 and first.input[2]:
+            bias += numpy_helper.to_array(constants[first.input[2]])
+        tensor = numpy_helper.from_array(bias, f"{first.name}.bias")
         quantised.graph.initializer.append(tensor)
+        for node in (first, *others):
+            del node.input[2:]
+            node.input.append(tensor.name)
     _drop_unused(quantised)
 
 

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sccam.errors import DataError
 from sccam.export.precision import (
     CALIBRATION_IMAGES,
+    correct_biases,
     first_nodes,
     last_convolutions,
     share_clipped_ranges,
@@ -98,6 +99,24 @@ def test_int8_resembles_fp32(quantised, exported, images):
     found = session_of(quantised[1].SerializeToString())(pixels)["logits"]
     # Random weights and statistics are the worst case for 8 bits; a wrong range or sign would leave no correlation.
     assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.8
+
+
+def test_shifted_biases_are_taken_back_from_the_first_layer_to_the_last(exported, images):
+    model = exported("segmenter").model
+    shifted = onnx.ModelProto()
+    shifted.CopyFrom(model)
+    biases = {node.input[2] for node in shifted.graph.node if node.op_type == "Conv" and len(node.input) > 2}
+    for tensor in shifted.graph.initializer:
+        if tensor.name in biases:
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array((values + 0.3).astype(np.float32), tensor.name))
+    pixels = images(2, 64, 96)
+    expected = session_of(model.SerializeToString())(pixels)["logits"]
+    before = np.abs(session_of(shifted.SerializeToString())(pixels)["logits"] - expected).max()
+    correct_biases(shifted, model, [pixels])
+    onnx.checker.check_model(shifted, full_check=True)
+    after = np.abs(session_of(shifted.SerializeToString())(pixels)["logits"] - expected).max()
+    assert after < 1e-4 * np.ptp(expected) < before  # the same network again, up to the rounding of the means
 
 
 def test_metadata_survives_every_precision(quantised, exported):
