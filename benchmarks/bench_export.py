@@ -117,10 +117,9 @@ def untrained(name: str, pictures: list[ByteArray]) -> tuple[Any, Manifest]:
     trunk = build_backbone(backbone, output_stride=stride, weights="none")
     net = build(trunk)
     with torch.no_grad():
-        for (
-            module
-        ) in trunk.modules():  # the last layer of each branch: a norm in torchvision's nets, else a convolution
-            last = getattr(module, "bn3", None) or getattr(module, "conv_branch2b2", None)
+        for module in trunk.modules():  # a branch ends in a norm in torchvision's nets, in a convolution elsewhere
+            names = ("bn3", "conv_branch2b2", "conv_branch2b1")
+            last = next((getattr(module, name) for name in names if hasattr(module, name)), None)
             if last is not None:
                 last.weight.mul_(BRANCH_SCALE)
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
