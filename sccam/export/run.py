@@ -132,7 +132,7 @@ def sample_images(files: Iterable[Path] | Path) -> list[ByteArray]:
 
 
 def _training_images(folder: RunFolder) -> list[Path] | Path:
-    """The run's training images; if they are gone, drawn ones."""
+    """The run's training images; if they are gone, the error asks for others."""
     from sccam.data import open_dataset
     from sccam.recipe import load_config
 

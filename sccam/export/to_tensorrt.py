@@ -116,7 +116,12 @@ def build_engine(
     cache = None
     if timing_cache is not None:
         cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache.exists() else b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):
+            raise ModelFileError(
+                "the timing cache is of another TensorRT or GPU",
+                where=timing_cache,
+                fix="give another file for this one",
+            )
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = "; ".join(log.errors[-3:]) or "it gave no reason"

@@ -86,7 +86,8 @@ def open_engine(
         with stream:
             if not context.set_optimization_profile_async(profile, stream.ptr):
                 raise ModelFileError(f"TensorRT cannot switch to profile {profile}", where=path)
-            context.set_input_shape(INPUT, shape)
+            if not context.set_input_shape(INPUT, shape):
+                raise ShapeError(f"the engine does not take images of shape {shape}", where=path)
             held = {INPUT: cupy.asarray(np.ascontiguousarray(images))}
             for name in outputs:
                 held[name] = cupy.empty(

@@ -22,7 +22,8 @@ from sccam.training.context import RunContext
 
 DRAWS = "classify"
 """Every round draws the same views in the same order, the same head of the classes and the same dropout: two rounds
-then differ in their sub-categories and in nothing else. Other draws move the maps by a point and more."""
+then differ in their sub-categories and in nothing else. Other seeds move the maps by a point and more
+(benchmarks/results/photos.json)."""
 
 
 def cluster(run: RunContext, r: int) -> None:
