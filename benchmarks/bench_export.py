@@ -6,6 +6,9 @@
 The untrained ones have random weights, residual branches at a fraction of their usual scale (a random net with full
 branches amplifies every rounding from block to block, which no trained one does) and batch-norm statistics taken from
 a few of the images. What fails the gate is reported as failed.
+
+Every file that TensorRT can read (int8 in its own flavour) is also built, one bucket at a time, by the builder of
+TensorRT for RTX where the extra `tensorrt-check` is installed.
 """
 
 from __future__ import annotations
@@ -18,14 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import tensorrt_rtx
 import torch
 from bench_photos import commit, device_name, replace_between
 from torch import nn
 
 from sccam.artifacts import Manifest, RunFolder
 from sccam.data.transforms import resize
-from sccam.export.network import export_network
+from sccam.errors import ModelFileError
+from sccam.export.network import export_network, in_precision
 from sccam.export.run import NETWORKS, sample_images
+from sccam.export.to_tensorrt import DEFAULT_BUCKETS, build_engine
 from sccam.nets.backbones import Backbone, build_backbone
 from sccam.nets.cam_net import CamNet
 from sccam.nets.compute import Compute
@@ -81,6 +88,11 @@ def measure(run: Path, images: Path, only: list[str] | None) -> None:
             net, manifest = load_network(files[name.split(", ")[1]], Compute.resolve("cpu", "fp32"))
         with tempfile.TemporaryDirectory() as out:
             exported = export_network(net, manifest, Path(out, "net"), pictures, PRECISIONS, source=None)
+            plans = {item.precision: build_all(item.path) for item in exported if item.precision != "int8"}
+            signed = Path(out, "net.int8.tensorrt.onnx")
+            base = onnx.load(str(Path(out, "net.onnx")))
+            onnx.save(in_precision(base, "int8", pictures, net, "tensorrt"), str(signed))
+            plans["int8"] = build_all(signed)
             new = [
                 {
                     "network": name,
@@ -89,6 +101,7 @@ def measure(run: Path, images: Path, only: list[str] | None) -> None:
                     "precision": item.precision,
                     "megabytes": round(item.path.stat().st_size / 1e6, 2),
                     **item.parity.as_dict(),
+                    "tensorrt_rtx": plans[item.precision],
                 }
                 for item in exported
             ]
@@ -108,6 +121,20 @@ def measure(run: Path, images: Path, only: list[str] | None) -> None:
             + "\n",
             encoding="utf-8",
         )
+
+
+def build_all(path: Path) -> dict[str, float | str] | None:
+    """Megabytes of TensorRT for RTX's plan for every default bucket, or its refusal; None where it is not installed."""
+    library = tensorrt_rtx.load()
+    if library is None:
+        return None
+    found: dict[str, float | str] = {}
+    for bucket in DEFAULT_BUCKETS:
+        try:
+            found[bucket.name] = round(len(build_engine(path, [bucket], library=library)) / 1e6, 2)
+        except ModelFileError as error:
+            found[bucket.name] = error.what
+    return found
 
 
 def untrained(name: str, pictures: list[ByteArray]) -> tuple[Any, Manifest]:
@@ -143,8 +170,9 @@ def untrained(name: str, pictures: list[ByteArray]) -> tuple[Any, Manifest]:
 def table(result: dict[str, Any]) -> str:
     """The Markdown table: one row for each network and precision."""
     lines = [
-        "| network | precision | MB | largest error / range | agreement | undecided | speed against fp32 | gate |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | precision | MB | largest error / range | agreement | undecided | speed against fp32 | gate"
+        " | TensorRT-RTX builds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         speed = "" if row["speed_up"] is None else f"{row['speed_up']:.2f}"
@@ -153,7 +181,7 @@ def table(result: dict[str, Any]) -> str:
             f"| {row['network']}{'' if row['trained'] else ' (untrained)'} | {row['precision']}"
             f" | {row['megabytes']:.1f}"
             f" | {row['relative_error']:.1e} | {100 * row['agreement']:.2f} % | {100 * row['undecided']:.1f} %"
-            f" | {speed} | {gate} |"
+            f" | {speed} | {gate} | {built(row['tensorrt_rtx'])} |"
         )
     lines += [
         "",
@@ -161,6 +189,13 @@ def table(result: dict[str, Any]) -> str:
         f"{result['runtime']}; raw numbers in [export.json](../benchmarks/results/export.json).",
     ]
     return "\n".join(lines)
+
+
+def built(plans: dict[str, float | str] | None) -> str:
+    """How many of the buckets gave a plan."""
+    if plans is None:
+        return "not measured"
+    return f"{sum(not isinstance(plan, str) for plan in plans.values())} of {len(plans)} buckets"
 
 
 if __name__ == "__main__":

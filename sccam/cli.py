@@ -109,7 +109,9 @@ def export(
         list[str] | None,
         typer.Option(help="Input sizes of the engines: NAME=1x32x32:4x384x512:16x512x512, smallest:best:largest."),
     ] = None,
-    memory: Annotated[int, typer.Option(min=16, help="Scratch memory for the engine builder in MiB.")] = 4096,
+    memory: Annotated[
+        int | None, typer.Option(min=16, help="Most scratch memory for an engine in MiB; all by default.")
+    ] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="File of kernel times, to build engines faster.")] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build engines that are there again.")] = False,
     triton: Annotated[Path | None, typer.Option(help="Write a Triton model repository into this folder.")] = None,

@@ -1,7 +1,8 @@
 """An exported ONNX file becomes a checked TensorRT engine beside it: NAME.engine and its manifest.
 
 The engine is opened and compared, on the same images, with the fp32 ONNX file in ONNX Runtime, which has itself been
-compared with torch. It appears under its name only after it has passed.
+compared with torch; int8 is also timed against an engine of the fp32 file. It appears under its name only after it
+has passed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from sccam.artifacts import read_manifest, write_manifest
 from sccam.errors import ModelFileError
-from sccam.export.parity import Parity, measure_parity
+from sccam.export.parity import Network, Parity, measure_parity
 from sccam.export.publish import publish
 from sccam.export.to_tensorrt import DEFAULT_BUCKETS, Bucket, build_engine, tensorrt_library
 from sccam.runtime.gpu import GpuFacts, gpu_facts
@@ -35,7 +36,7 @@ def export_engine(
     batches: Sequence[ByteArray],
     *,
     buckets: Sequence[Bucket] = DEFAULT_BUCKETS,
-    memory_mb: int = 4096,
+    memory_mb: int | None = None,
     timing_cache: Path | None = None,
     rebuild: bool = False,
     on_progress: Callable[[str, int, int], None] | None = None,
@@ -79,33 +80,41 @@ def export_engine(
                 fix="build it again with --rebuild, or ask for the same buckets",
             )
         return path, None
-    plan = build_engine(
-        onnx_file, buckets, memory_mb=memory_mb, timing_cache=timing_cache, on_progress=on_progress, library=library
-    )
-    made_from = {
-        **source.made_from,
-        "onnx": onnx_file.name,
-        "onnx_sha256": source.sha256,
-        "buckets": ranges,
-        **engine_facts(library.__version__, facts),
-    }
-    kept_fields = [f.name for f in fields(source) if f.name not in ("file", "sha256", "made_by", "parity")]
-    facts_of_file = {name: getattr(source, name) for name in kept_fields}
-    facts_of_file |= {"backend": "tensorrt", "made_from": made_from}
+    fitting = [batch for batch in batches if any(_holds(bucket, batch) for bucket in buckets)]
+    if not fitting:
+        raise ModelFileError("no bucket holds any of the images to compare on", where=onnx_file)
     with tempfile.TemporaryDirectory() as folder:
-        trial = Path(folder, path.name)
-        trial.write_bytes(plan)
-        write_manifest(trial, **facts_of_file)
-        fitting = [batch for batch in batches if any(_holds(bucket, batch) for bucket in buckets)]
-        if not fitting:
-            raise ModelFileError("no bucket holds any of the images to compare on", where=onnx_file)
+
+        def trial_of(file: Path) -> tuple[bytes, dict[str, Any], Network]:
+            """The plan of a file, what its manifest says of it, and the opened engine."""
+            plan = build_engine(
+                file, buckets, memory_mb=memory_mb, timing_cache=timing_cache, on_progress=on_progress, library=library
+            )
+            about = read_manifest(file)
+            kept_fields = [f.name for f in fields(about) if f.name not in ("file", "sha256", "made_by", "parity")]
+            made_from = {
+                **about.made_from,
+                "onnx": file.name,
+                "onnx_sha256": about.sha256,
+                "buckets": ranges,
+                **engine_facts(library.__version__, facts),
+            }
+            facts_of_file = {name: getattr(about, name) for name in kept_fields}
+            facts_of_file |= {"backend": "tensorrt", "made_from": made_from}
+            trial = Path(folder, engine_path(file).name)
+            trial.write_bytes(plan)
+            write_manifest(trial, **facts_of_file)
+            return plan, facts_of_file, open_engine(trial, library=library, arrays=arrays, facts=facts)
+
+        plan, facts_of_file, candidate = trial_of(onnx_file)
         parity = measure_parity(
             open_onnx(reference_file),
-            open_engine(trial, library=library, arrays=arrays, facts=facts),
+            candidate,
             fitting,
             source.precision,
             runtime=f"tensorrt {library.__version__} {facts.gpu}",
             reference_name="onnxruntime fp32",
+            baseline=trial_of(reference_file)[2] if source.precision == "int8" else None,
         )
     return publish(path, plan, facts_of_file, parity), parity
 

@@ -18,8 +18,9 @@ from sccam.artifacts import Manifest
 from sccam.data.transforms import pad_to_multiple, resize
 from sccam.export.engines import export_engine
 from sccam.export.graphs import AffinityGraph, Graph, MapGraph, SegmenterGraph
+from sccam.export.int8 import CALIBRATION_IMAGES, to_int8
 from sccam.export.parity import Network, Parity, measure_parity
-from sccam.export.precision import CALIBRATION_IMAGES, to_fp16, to_int8
+from sccam.export.precision import to_fp16
 from sccam.export.publish import publish
 from sccam.export.to_onnx import INPUT, INPUT_AXES, to_onnx
 from sccam.export.to_tensorrt import DEFAULT_BUCKETS, Bucket
@@ -49,7 +50,7 @@ class EngineOptions:
     """How TensorRT engines are built; fields as in `export_engine`."""
 
     buckets: tuple[Bucket, ...] = DEFAULT_BUCKETS
-    memory_mb: int = 4096
+    memory_mb: int | None = None
     timing_cache: Path | None = None
     rebuild: bool = False
 
@@ -72,6 +73,7 @@ def export_network(
     precisions: Sequence[str],
     *,
     source: Path | None,
+    pictures_from: str = "given",
     tell: Tell = print,
     engines: EngineOptions | None = None,
     **segmenter: bool,
@@ -83,6 +85,7 @@ def export_network(
         stem: path of the files without their suffix.
         pictures: images u8 [H W 3] to compare with; int8 needs `CALIBRATION_IMAGES` of them.
         source: the weight file, for the manifest; None for a network that has none.
+        pictures_from: "training", "given" or "drawn", for the manifest.
         segmenter: `labels` and `multi_scale` of `SegmenterGraph`.
     """
     graph = graph_of(net, manifest, **segmenter)
@@ -97,6 +100,7 @@ def export_network(
         **manifest.made_from,
         "source": None if source is None else {"file": source.name, "sha256": manifest.sha256},
         "pad_multiple": PAD_MULTIPLE,
+        "compared_on": pictures_from,
         **segmenter,
     }
     facts |= {"backend": "onnx", "inputs": (TensorSpec(INPUT, "uint8", INPUT_AXES),)}

@@ -2,11 +2,13 @@
 
     OUT/NAME.onnx  NAME.fp16.onnx  NAME.int8.onnx  NAME.engine      NAME is cam_net, affinity_net or segmenter
 
-Images for the comparison and for int8's ranges are the run's own training images, or any folder's.
+Images for the comparison and for int8's ranges are the run's own training images, or any folder's. Where the run's are
+gone, drawn ones serve for the comparison; int8's ranges are never taken from drawn images.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +16,9 @@ from pathlib import Path
 from sccam.artifacts import RunFolder, read_json
 from sccam.data.images import IMAGE_SUFFIXES, read_image
 from sccam.errors import ConfigError, DataError, ParityError, RunFolderError
+from sccam.export.int8 import CALIBRATION_IMAGES
 from sccam.export.network import PARITY_IMAGES, EngineOptions, Exported, Tell, export_network
-from sccam.export.precision import CALIBRATION_IMAGES, PRECISIONS
+from sccam.export.precision import PRECISIONS
 from sccam.export.triton import write_triton
 from sccam.nets.compute import Compute
 from sccam.nets.saved import load_network
@@ -76,7 +79,7 @@ def export_run(
             why=f"its status is {state.get('status')!r}",
             fix=f"finish it with: sccam train ... --out {run} --resume, or export what is there with --network",
         )
-    pictures = sample_images(images or _training_images(folder))
+    pictures, seen = (sample_images(images), "given") if images else _own_or_drawn(folder, precisions, tell)
     out = out or folder / "export"
     exported: list[Exported] = []
     for name in networks:
@@ -89,6 +92,7 @@ def export_run(
             pictures,
             precisions,
             source=files[name],
+            pictures_from=seen,
             tell=tell,
             engines=engines,
             **options,
@@ -131,21 +135,28 @@ def sample_images(files: Iterable[Path] | Path) -> list[ByteArray]:
     return [read_image(path) for path in files[::step][:most]]
 
 
-def _training_images(folder: RunFolder) -> list[Path] | Path:
-    """The run's training images; if they are gone, the error asks for others."""
+def _own_or_drawn(folder: RunFolder, precisions: Sequence[str], tell: Tell) -> tuple[list[ByteArray], str]:
+    """The run's training images, or drawn ones if those are gone; and which of the two, "training" or "drawn"."""
     from sccam.data import open_dataset
+    from sccam.data.sample import draw_sample
     from sccam.recipe import load_config
 
-    data = read_json(folder / "data.json")
+    root = read_json(folder / "data.json")["root"]
     settings = load_config(str(folder / "config.toml"), []).data
     try:
-        return list(open_dataset(data["root"], **asdict(settings)).train.paths)
+        return sample_images(open_dataset(root, **asdict(settings)).train.paths), "training"
     except DataError as error:
-        raise DataError(
-            f"the run's own images cannot be read: {error.what}",
-            where=data["root"],
-            fix="give other images with --images FOLDER",
-        ) from error
+        if "int8" in precisions:
+            raise DataError(
+                f"the run's own images cannot be read: {error.what}",
+                where=root,
+                why="int8 takes its ranges from images like those the network will see",
+                fix="give some with --images FOLDER, or leave int8 out",
+            ) from error
+        tell(f"the run's own images cannot be read ({error.what}); comparing on drawn ones, see --images")
+    with tempfile.TemporaryDirectory() as drawn:
+        draw_sample(Path(drawn, "sample"), images=PARITY_IMAGES, sizes=(224, 320))
+        return sample_images(Path(drawn, "sample", "images")), "drawn"
 
 
 def _known(asked: Sequence[str], known: Sequence[str], what: str) -> None:

@@ -73,7 +73,7 @@ def build_engine(
     onnx_file: Path,
     buckets: Sequence[Bucket] = DEFAULT_BUCKETS,
     *,
-    memory_mb: int = 4096,
+    memory_mb: int | None = None,
     timing_cache: Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
     library: Any = None,
@@ -83,7 +83,7 @@ def build_engine(
     Args:
         onnx_file: an exported network with one input, `image`.
         buckets: one optimisation profile each, in this order.
-        memory_mb: most scratch memory a kernel may ask for [MiB].
+        memory_mb: most scratch memory the engine may ask for [MiB]; None for all that the GPU has.
         timing_cache: a file of measured kernel times that is read and written, to build faster the next time; only
             valid for one TensorRT version and GPU.
         on_progress: told (phase, steps done, steps in all), where this TensorRT reports progress.
@@ -105,7 +105,8 @@ def build_engine(
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32"):  # on by default, and 10 bits of mantissa are not what fp32 says
         config.clear_flag(trt.BuilderFlag.TF32)
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, memory_mb << 20)
+    if memory_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, memory_mb << 20)
     for bucket in buckets:
         profile = builder.create_optimization_profile()
         profile.set_shape(INPUT, *((*shape, 3) for shape in (bucket.smallest, bucket.best, bucket.largest)))

@@ -163,7 +163,9 @@ def main() -> None:
     module = doubled(trt, answers)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "net.engine")
-        plan = build_engine(model, library=module, timing_cache=Path(folder, "timings"), on_progress=lambda *_: None)
+        plan = build_engine(
+            model, library=module, memory_mb=64, timing_cache=Path(folder, "timings"), on_progress=lambda *_: None
+        )
         assert plan == b"plan"
         path.write_bytes(plan)
         facts = GpuFacts("a GPU", "9.0", "13.0")

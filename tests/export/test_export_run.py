@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from PIL import Image
 
 from sccam import cli
-from sccam.artifacts import RunFolder, manifest_path, read_manifest, write_weights
+from sccam.artifacts import RunFolder, manifest_path, read_manifest, write_json, write_weights
 from sccam.errors import ConfigError, DataError, ModelFileError, ParityError, RunFolderError
 from sccam.export import network as export_module
 from sccam.export.run import export_run
@@ -27,6 +27,7 @@ from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.backbones import build_backbone
 from sccam.nets.cam_net import CamNet
 from sccam.nets.deeplab import DeepLab
+from sccam.recipe import built_in_configs
 from sccam.runtime.network_onnxruntime import open_onnx
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,6 +202,19 @@ def test_a_folder_without_images_and_too_few_for_int8_are_refused(finished, pict
             tell=lambda text: None,
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_where_the_runs_own_images_are_gone_drawn_ones_are_compared_on_but_never_calibrated_with(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    write_json(tmp_path / "run/data.json", {"root": str(tmp_path / "gone")})
+    shutil.copy(built_in_configs()["demo"], tmp_path / "run/config.toml")
+    told: list[str] = []
+    with pytest.raises(DataError, match="own images cannot be read") as caught:
+        export_run(tmp_path / "run", precisions=["int8"], tell=told.append)
+    assert "--images" in str(caught.value) and not (tmp_path / "run/export").exists()
+    made = export_run(tmp_path / "run", networks=["segmenter"], precisions=["fp32"], tell=told.append)
+    assert "comparing on drawn ones" in told[0]
+    assert read_manifest(made[0].path).made_from["compared_on"] == "drawn"
 
 
 def test_changed_weights_are_refused(finished, pictures, tmp_path):

@@ -8,15 +8,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sccam.errors import DataError
-from sccam.export.precision import (
+from sccam.export.int8 import (
     CALIBRATION_IMAGES,
     correct_biases,
     first_nodes,
     last_convolutions,
     share_clipped_ranges,
-    to_fp16,
     to_int8,
 )
+from sccam.export.precision import to_fp16
 from sccam.runtime.network_onnxruntime import session_of
 
 

@@ -6,7 +6,6 @@ What these tests cannot show is an engine that runs; docs/tensorrt.md says so.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,18 +15,25 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tensorrt_rtx
+import torch
 
 from sccam.artifacts import manifest_path, write_manifest
 from sccam.errors import BackendUnavailable, ConfigError, ModelFileError, RunFolderError
 from sccam.export.engines import engine_path, export_engine
-from sccam.export.precision import to_fp16, to_int8
+from sccam.export.graphs import MapGraph, SegmenterGraph
+from sccam.export.int8 import to_int8
+from sccam.export.precision import to_fp16
+from sccam.export.to_onnx import to_onnx
 from sccam.export.to_tensorrt import DEFAULT_BUCKETS, Bucket, build_engine, parse_bucket
+from sccam.nets.backbones import build_backbone
+from sccam.nets.cam_net import CamNet
+from sccam.nets.deeplab import DeepLab
 from sccam.runtime.gpu import GpuFacts, gpu_facts
 from sccam.runtime.network_tensorrt import check_engine, engine_facts, open_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 BINDINGS = Path(sys.prefix) / "tensorrt-bindings"  # made by `make`, one folder for each major version
-LIBRARIES = ("libtensorrt_rtx.so.1.7.1", "libtensorrt_onnxparser_rtx.so.1.7.1")
 FACTS = GpuFacts("NVIDIA H100", "9.0", "13.0")
 VERSION = "10.16.1"
 
@@ -35,13 +41,10 @@ VERSION = "10.16.1"
 @pytest.fixture(scope="module")
 def rtx() -> Any:
     """TensorRT for RTX: the same interface, and a builder that needs no GPU."""
-    found = importlib.util.find_spec("onnxruntime_ep_nv_tensorrt_rtx")
-    if found is None or importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+    library = tensorrt_rtx.load()
+    if library is None:
         pytest.skip("the tensorrt-check extra is not installed")
-    folder = next(iter(found.submodule_search_locations or ()))
-    for library in LIBRARIES:  # loaded first, so that the bindings find them by their names
-        ctypes.CDLL(str(Path(folder, library)), mode=ctypes.RTLD_GLOBAL)
-    return importlib.import_module("tensorrt_rtx_bindings")
+    return library
 
 
 def built(rtx: Any, model: Any, path: Path, **options: Any) -> bytes:
@@ -49,25 +52,41 @@ def built(rtx: Any, model: Any, path: Path, **options: Any) -> bytes:
     return build_engine(path, library=rtx, **options)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_nvidias_parser_and_builder_take_every_graph_with_all_buckets(case, rtx, precision, tmp_path):
-    model = case.model if precision == "fp32" else to_fp16(case.model)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_nvidias_parser_and_builder_take_every_graph_with_all_buckets(case, rtx, images, precision, tmp_path):
+    model = case.model
+    if precision == "fp16":
+        model = to_fp16(model)
+    elif precision == "int8":
+        model = to_int8(model, [images(100, 32, 48)], flavour="tensorrt")
     assert len(built(rtx, model, tmp_path / "net.onnx")) > 100_000
 
 
-def test_they_take_int8_in_tensorrts_flavour_and_refuse_the_other_with_their_own_words(exported, images, rtx, tmp_path):
-    pixels = [images(100, 32, 48)]
-    model = exported("maps").model
-    assert len(built(rtx, to_int8(model, pixels, flavour="tensorrt"), tmp_path / "net.onnx")) > 100_000
+def test_they_refuse_onnx_runtimes_flavour_of_int8_with_their_own_words(exported, images, rtx, tmp_path):
     with pytest.raises(ModelFileError, match=r"cannot parse it.*UINT8"):
-        built(rtx, to_int8(model, pixels), tmp_path / "other.onnx")
+        built(rtx, to_int8(exported("maps").model, [images(100, 32, 48)]), tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet38d"])
+def test_they_take_large_trunks_with_the_maps_head(rtx, name, tmp_path):
+    torch.manual_seed(0)
+    net = CamNet(build_backbone(name, output_stride=8, weights="none"), 20)
+    assert len(built(rtx, to_onnx(MapGraph(net), {}), tmp_path / "net.onnx")) > 1_000_000
+
+
+def test_they_take_deeplab_v2_on_resnet_101_at_three_scales(rtx, tmp_path):
+    torch.manual_seed(0)
+    net = DeepLab(build_backbone("resnet101", output_stride=8, weights="none"), 21)
+    graph = SegmenterGraph(net, multi_scale=True)
+    assert len(built(rtx, to_onnx(graph, {}), tmp_path / "net.onnx")) > 1_000_000
 
 
 def test_each_bucket_alone_builds_and_progress_is_told(exported, rtx, tmp_path):
     told: list[tuple[str, int, int]] = []
-    for bucket in DEFAULT_BUCKETS:
-        model = exported("labels").model
-        built(rtx, model, tmp_path / "net.onnx", buckets=[bucket], on_progress=lambda *step: told.append(step))
+    for kind in ("maps", "affinity", "segmenter", "labels"):
+        for bucket in DEFAULT_BUCKETS:
+            model = exported(kind).model
+            built(rtx, model, tmp_path / "net.onnx", buckets=[bucket], on_progress=lambda *step: told.append(step))
     assert told and all(1 <= done <= total for _, done, total in told)
 
 
@@ -275,3 +294,39 @@ def test_an_engine_that_computes_something_else_is_left_as_failed(played):
 def test_images_that_no_bucket_holds_are_no_comparison(played):
     with pytest.raises(ModelFileError, match="no bucket holds any"):
         played.export(buckets=[parse_bucket("one=1x32x32")])
+
+
+def test_an_int8_engine_is_timed_against_an_fp32_engine_and_refused_if_it_is_slower(played, monkeypatch, tmp_path):
+    from sccam.export import engines
+
+    fp32 = played.source.rename(tmp_path / "net.onnx")
+    int8 = tmp_path / "net.int8.tensorrt.onnx"
+    int8.write_bytes(fp32.read_bytes())
+    for path, precision in ((fp32, "fp32"), (int8, "int8")):
+        write_manifest(
+            path, kind="cam_net", backbone="none", classes=("cat",), mean=(0.5,) * 3, std=(0.5,) * 3, stride=16,
+            made_from={}, backend="onnx", precision=precision,
+        )  # fmt: skip
+    slow = {"net.engine": 1, "net.int8.engine": 5}
+
+    def opened(path: Path, **_: Any) -> Any:
+        def run(images: Any) -> Any:
+            for _ in range(slow[path.name]):
+                found = played.network(images)
+            return found
+
+        return run
+
+    monkeypatch.setattr(engines, "open_engine", opened)
+
+    def export() -> Any:
+        return export_engine(
+            int8, fp32, played.batches, library=SimpleNamespace(__version__=VERSION), facts=FACTS, rebuild=True
+        )
+
+    path, parity = export()
+    assert played.builds == 2 and parity.speed_up < 1 and path.name == "net.int8.engine.failed"
+    assert "a less exact network must at least be faster" in parity.failures[0]
+    slow.update({"net.engine": 5, "net.int8.engine": 1})
+    path, parity = export()
+    assert parity.passed and parity.speed_up > 1 and path.name == "net.int8.engine"
