@@ -1,0 +1,108 @@
+// Shared by all kernels: threads that live for one call, a barrier between them, and the C boundary.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <new>
+#include <thread>
+#include <vector>
+
+#define SCCAM_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace sccam {
+
+// What a function at the C boundary returns; sccam/runtime/native/__init__.py gives each its error.
+enum Status : int { OK = 0, OUT_OF_MEMORY = 1, FAILED = 2, KEY_OVERFLOW = 3 };
+
+// Runs `body` and turns what it throws into a status: nothing may be thrown across the C boundary.
+template <class Body>
+int guarded(Body&& body) noexcept {
+    try {
+        return body();
+    } catch (const std::bad_alloc&) {
+        return OUT_OF_MEMORY;
+    } catch (const std::exception&) {
+        return FAILED;
+    }
+}
+
+// Calls body(0), ..., body(count - 1) at once, each on its own thread, the first on the caller's.
+// Threads live for one call: they cost microseconds, and a process that forks has none to lose.
+template <class Body>
+void on_threads(int count, Body&& body) {
+    std::vector<std::thread> others;
+    struct Joined {
+        std::vector<std::thread>& threads;
+        ~Joined() { for (auto& thread : threads) thread.join(); }
+    } joined{others};
+    std::vector<std::exception_ptr> errors(count > 0 ? count : 1);
+    for (int n = 1; n < count; ++n)
+        others.emplace_back([&, n] {
+            try {
+                body(n);
+            } catch (...) {
+                errors[n] = std::current_exception();
+            }
+        });
+    body(0);
+    for (auto& thread : others) thread.join();
+    others.clear();
+    for (auto& error : errors)
+        if (error) std::rethrow_exception(error);
+}
+
+// Thread `n` of `count` gets the rows [first, last) of `rows`.
+struct Share {
+    int64_t first, last;
+    Share(int64_t rows, int n, int count) : first(rows * n / count), last(rows * (n + 1) / count) {}
+};
+
+// Where all threads of one call wait for each other; it spins, since the next phase is microseconds away.
+class Barrier {
+public:
+    explicit Barrier(int count) : count_(count) {}
+
+    void wait() {
+        if (count_ == 1) return;
+        const int phase = phase_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.store(phase + 1, std::memory_order_release);
+            return;
+        }
+        for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins)
+            if (spins > 4000) std::this_thread::yield();  // another process has the core
+    }
+
+private:
+    const int count_;
+    std::atomic<int> arrived_{0}, phase_{0};
+};
+
+// Memory for `count` values that begins on a cache line.
+template <class T>
+class Aligned {
+public:
+    explicit Aligned(size_t count = 0)
+        : size_(count),
+          data_(count ? static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})) : nullptr) {}
+    Aligned(size_t count, T value) : Aligned(count) { for (size_t n = 0; n < count; ++n) data_[n] = value; }
+    ~Aligned() { if (data_) ::operator delete(data_, std::align_val_t{64}); }
+    Aligned(Aligned&& other) noexcept : size_(other.size_), data_(other.data_) { other.data_ = nullptr; other.size_ = 0; }
+    Aligned(const Aligned&) = delete;
+    Aligned& operator=(const Aligned&) = delete;
+    Aligned& operator=(Aligned&&) = delete;
+    T* data() { return data_; }
+    const T* data() const { return data_; }
+    size_t size() const { return size_; }
+    T& operator[](size_t n) { return data_[n]; }
+    const T& operator[](size_t n) const { return data_[n]; }
+
+private:
+    size_t size_;
+    T* data_;
+};
+
+}  // namespace sccam

@@ -1,0 +1,4 @@
+// The random walk.
+#pragma once
+#include "common.h"
+#include "simd.h"
