@@ -23,7 +23,7 @@ check: $(READY_DEV)
 	$(BIN)/mypy sccam tests
 	$(BIN)/lint-imports
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(wildcard sccam/runtime/native/*.h sccam/runtime/native/*.cpp)
 	@echo "making .venv with $(PYTHON): torch and the rest are downloaded once, this takes minutes"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --editable '.[crf,export]'

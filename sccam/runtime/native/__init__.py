@@ -14,13 +14,17 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sccam.errors import BackendUnavailable, ResourceError, ShapeError
+
+Result = TypeVar("Result")
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # worst first; the numbers of sccam_instruction_set()
 CHOICE = "SCCAM_INSTRUCTION_SET"  # environment variable: one of the names, to use less than the processor has
@@ -38,7 +42,6 @@ def available() -> tuple[str, ...]:
     return tuple(name for name in INSTRUCTION_SETS[: best + 1] if _path(name) is not None)
 
 
-@functools.cache
 def library(name: str | None = None) -> ctypes.CDLL:
     """The kernels for one instruction set; by default the best, or what the environment variable names.
 
@@ -47,18 +50,21 @@ def library(name: str | None = None) -> ctypes.CDLL:
     """
     names = available()
     if not names:
-        raise BackendUnavailable(
-            "the compiled kernels are not there",
-            where=Path(__file__).parent,
-            why="no C++17 compiler was found when sccam was installed",
-            fix="install g++ or clang++ and reinstall sccam, or choose slower kernels with --set run.kernels=portable",
-        )
+        raise unavailable()
     chosen = name or os.environ.get(CHOICE) or names[-1]
     if chosen not in names:
         raise BackendUnavailable(f"no kernels for {chosen!r} here", fix=f"there are: {', '.join(names)}")
-    path = _path(chosen)
-    assert path is not None
-    return ctypes.CDLL(str(path))
+    return _loaded(chosen)
+
+
+def unavailable() -> BackendUnavailable:
+    """What to raise where no kernels were compiled."""
+    return BackendUnavailable(
+        "the compiled kernels are not there",
+        where=Path(__file__).parent,
+        why="no C++17 compiler was found when sccam was installed",
+        fix="install g++ or clang++ and reinstall sccam, or name other rows, such as backends.walk=portable",
+    )
 
 
 def call(function: str, *arguments: Any, name: str | None = None) -> None:
@@ -90,6 +96,19 @@ def thread_count() -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def for_images(function: Callable[[int, int], Result], count: int, threads: int = 0) -> list[Result]:
+    """Results of `function(n, threads)` for n below `count`, which calls kernels.
+
+    One image at a time with all threads, or, where there are at least as many images as threads, as many images at
+    once with one thread each: the same results, and no waiting between threads. ctypes lets go of the interpreter.
+    """
+    threads = threads or thread_count()
+    if count < threads or threads == 1:
+        return [function(n, threads) for n in range(count)]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, range(count), [1] * count))
+
+
 def _argument(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         assert value.flags.c_contiguous, "kernels take contiguous arrays"
@@ -99,6 +118,13 @@ def _argument(value: Any) -> Any:
     if value is None:
         return ctypes.c_void_p(None)
     return ctypes.c_int64(int(value))
+
+
+@functools.cache
+def _loaded(name: str) -> ctypes.CDLL:
+    path = _path(name)
+    assert path is not None
+    return ctypes.CDLL(str(path))
 
 
 def _path(name: str) -> Path | None:
