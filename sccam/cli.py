@@ -140,6 +140,28 @@ def export(
         print(json.dumps({item.path.name: item.parity.as_dict() for item in exported}, indent=2))
 
 
+@app.command()
+def bench(
+    suites: Annotated[list[str] | None, typer.Argument(help="Suites to run; all by default.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: to see that it works.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a row and nothing else.")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON file to put the rows in, in place of those suites'.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Times the fast kernels against the eager way, in pairs, and checks their results in the same run."""
+    from sccam.bench import SUITES, record, run_suites
+
+    rows = []
+    for table in run_suites(suites or SUITES, quick=quick):
+        rows += table
+        if as_json:
+            print("\n".join(json.dumps(row.as_dict()) for row in table), flush=True)
+        else:
+            _print_results(table)
+    if out is not None:
+        record(rows, out)
+
+
 @data_app.command("sample")
 def sample(
     out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or absent.")],
@@ -248,6 +270,21 @@ def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     print(f"scores        {folder / 'scores.json'}")
     print(f"pseudo labels {folder / 'pseudo_labels'}")
     print(f"segmenter     {folder / 'segmenter.safetensors'}")
+
+
+def _print_results(table: list[Any]) -> None:
+    rows = [
+        [
+            row.row,
+            f"{1e3 * row.seconds.median:.2f}",
+            f"{1e3 * row.seconds.q1:.2f} to {1e3 * row.seconds.q3:.2f}",
+            f"{row.ratio:.1f}x",
+            "" if row.max_error is None else f"{row.max_error:.1e}" + (" WRONG" if row.wrong else ""),
+        ]
+        for row in table
+    ]
+    first = table[0]
+    _print_table(f"{first.suite}: {first.case}", ["way", "ms", "quartiles", "speed", "largest error"], rows)
 
 
 def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sccam import config as toml
 from sccam.errors import ConfigError
+from sccam.runtime.backends import Backends
 from sccam.stages.affinity import AffinityConfig
 from sccam.stages.cam import CamConfig
 from sccam.stages.classify import ClassifyConfig
@@ -65,6 +66,7 @@ class RunConfig:
     """Everything that decides what a run computes."""
 
     run: RunSettings = RunSettings()
+    backends: Backends = Backends()
     data: DataSettings = DataSettings()
     network: NetworkConfig = NetworkConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -24,7 +24,7 @@ from sccam.structures import Dataset
 from sccam.training import Reporter, Silent, train_all
 
 SCHEMA = 1  # of run.json
-FREE_TO_CHANGE = ("run.device", "run.workers")  # settings that a resumed run may change
+FREE_TO_CHANGE = ("run.device", "run.workers", "backends.")  # settings, and tables of them, that a resume may change
 
 
 def train(
@@ -164,7 +164,7 @@ def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume
     changed = [
         line
         for line in toml.differences(toml.load(RunConfig, config_path), settings)
-        if line.split(":", 1)[0] not in FREE_TO_CHANGE
+        if not line.startswith(tuple(name if name.endswith(".") else f"{name}:" for name in FREE_TO_CHANGE))
     ]
     began = folder.state().get("data", {})
     if began.get("root") != data["root"]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sccam.data.masks import write_mask
 from sccam.measure import Measure, ids_checksum
+from sccam.runtime.backends import Backends
 from sccam.runtime.labeler import save_map, threshold_from_images, walk_job
 from sccam.stages.affinity_labels import neighbour_offsets
 from sccam.stages.evaluate import ConfusionMatrix, scores
@@ -119,12 +120,13 @@ def test_masks_measured_against_themselves_are_perfect(folder):
 def test_walked_maps_have_a_row_for_the_alphas_in_use_and_for_the_best(folder):
     offsets = neighbour_offsets(2)
     field = AffinityField(np.full((len(offsets), 5, 7), 0.1, np.float32), offsets, STRIDE)
-    alphas = (8.0, 16.0, 1.0, 3.0)
+    alphas, rows = (8.0, 16.0, 1.0, 3.0), Backends().resolved()
     for id in IDS[:3]:
-        walk_job(field, folder.map(id), folder.root / f"{id}_walked.npz", MAP_STRIDE, alphas, WalkConfig(steps=2))
-    rows = folder.measure().walked(lambda id: folder.root / f"{id}_walked.npz", STRIDE, alphas, 16.0, 8.0)
-    fixed, image_only, oracle = rows
-    assert [row["stage"] for row in rows] == ["walk"] * 3
+        out = folder.root / f"{id}_walked.npz"
+        walk_job(field, folder.map(id), out, MAP_STRIDE, alphas, WalkConfig(steps=2), rows)
+    found = folder.measure().walked(lambda id: folder.root / f"{id}_walked.npz", STRIDE, alphas, 16.0, 8.0)
+    fixed, image_only, oracle = found
+    assert [row["stage"] for row in found] == ["walk"] * 3
     assert (fixed["alpha"], image_only["alpha"]) == (16.0, 8.0)
     assert oracle["miou"] >= max(fixed["miou"], image_only["miou"]) and oracle["miou"] > 0.5
     assert [alpha for alpha, _ in oracle["curve"]] == sorted(alphas)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from sccam.data.sample import draw_sample
 from sccam.errors import DataError, MaskError, RunFolderError
 from sccam.measure import ids_checksum
 from sccam.run import plan, train
+from sccam.runtime.backends import Backends
 from sccam.structures import Dataset, TaggedImages
 from sccam.training import Silent
 
@@ -535,6 +536,12 @@ def test_another_plan_is_refused_with_each_difference_named(sample, copy):
 
 def test_the_number_of_workers_may_change(sample, copy):
     assert run(sample, copy, overrides=[*OVERRIDES, "run.workers=2"], resume=True).watcher.stages == []
+
+
+def test_the_kernels_may_change_and_the_run_names_those_in_use(sample, copy):
+    assert read_json(copy / "run.json")["backends"] == asdict(Backends().resolved())
+    assert run(sample, copy, overrides=[*OVERRIDES, "backends.walk=portable"], resume=True).watcher.stages == []
+    assert read_json(copy / "run.json")["backends"]["walk"] == "portable"
 
 
 def test_other_data_is_refused(sample, copy, tmp_path):

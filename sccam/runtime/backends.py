@@ -29,6 +29,9 @@ TABLE: dict[str, dict[str, str]] = {
         "native": "sccam.runtime.walk_native:random_walks",
         "portable": "sccam.runtime.portable:random_walks",
     },
+    "crf": {
+        "portable": "sccam.runtime.portable:dense_crfs",
+    },
 }
 """Work -> row -> where its function is. "auto" reads a line from left to right."""
 
@@ -45,6 +48,7 @@ class Backends:
 
     affinity: str = field(default="auto", metadata=_choices("affinity"))
     walk: str = field(default="auto", metadata=_choices("walk"))
+    crf: str = field(default="auto", metadata=_choices("crf"))
 
     def resolved(self) -> Backends:
         """The same with every "auto" replaced by the name of a row that this machine has.

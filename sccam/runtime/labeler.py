@@ -17,8 +17,9 @@ from sccam.artifacts import read_arrays, write_arrays
 from sccam.data.images import read_image
 from sccam.data.masks import write_mask
 from sccam.data.transforms import resize
+from sccam.runtime.backends import Backends
 from sccam.stages.affinity_labels import affinity_labels
-from sccam.stages.crf import CrfConfig, dense_crf
+from sccam.stages.crf import CrfConfig
 from sccam.stages.pseudo_label import PseudoLabelConfig, label_index, sharpened
 from sccam.stages.threshold import MapAndImage, ThresholdConfig, choose_threshold
 from sccam.stages.walk import (
@@ -26,7 +27,6 @@ from sccam.stages.walk import (
     background_score,
     divided_by_maximum,
     pool_to_grid,
-    random_walk,
     upsample,
     with_background,
 )
@@ -78,7 +78,14 @@ def threshold_from_images(
 
 
 def affinity_label_job(
-    image_path: Path, map_path: Path, out: Path, map_stride: int, stride: int, alphas: Alphas, crf: CrfConfig
+    image_path: Path,
+    map_path: Path,
+    out: Path,
+    map_stride: int,
+    stride: int,
+    alphas: Alphas,
+    crf: CrfConfig,
+    backends: Backends,
 ) -> None:
     """Writes the affinity labels of one image, u8 [h w], as an index PNG.
 
@@ -87,14 +94,19 @@ def affinity_label_job(
     """
     activation, size = load_map(map_path)
     full = ActivationMap(upsample(activation.scores, size, map_stride), activation.classes)
-    image = read_image(image_path)
-    low = dense_crf(image, with_background(full, alphas.low), crf)
-    high = dense_crf(image, with_background(full, alphas.high), crf)
+    scores = [with_background(full, alpha) for alpha in (alphas.low, alphas.high)]
+    ((low, high),) = backends.function("crf")([read_image(image_path)], [scores], crf)
     write_mask(out, affinity_labels(low, high, stride))
 
 
 def walk_job(
-    field: AffinityField, map_path: Path, out: Path, map_stride: int, alphas: tuple[float, ...], config: WalkConfig
+    field: AffinityField,
+    map_path: Path,
+    out: Path,
+    map_stride: int,
+    alphas: tuple[float, ...],
+    config: WalkConfig,
+    backends: Backends,
 ) -> None:
     """Walks the class scores and one background for each alpha; writes them at the affinity grid as fp16.
 
@@ -103,7 +115,7 @@ def walk_job(
     activation, size = load_map(map_path)
     full = upsample(activation.scores, size, map_stride)
     channels = np.concatenate([np.stack([background_score(full, alpha) for alpha in alphas]), full])
-    walked = random_walk(pool_to_grid(channels, field.stride, config.border), field, config)
+    (walked,) = backends.function("walk")([pool_to_grid(channels, field.stride, config.border)], [field], config)
     if config.normalise:
         walked = divided_by_maximum(walked)
     write_arrays(
@@ -126,14 +138,18 @@ def walked_scores(path: Path, alpha_index: int, stride: int) -> tuple[FloatArray
     return upsample(grid, (height, width), stride), arrays["classes"]
 
 
-def pseudo_label_job(image_path: Path, walked_path: Path, out: Path, stride: int, config: PseudoLabelConfig) -> None:
+def pseudo_label_job(
+    image_path: Path, walked_path: Path, out: Path, stride: int, config: PseudoLabelConfig, backends: Backends
+) -> None:
     """Writes the pseudo label of one image as a palette PNG, from the first background of its walked scores."""
     scores, classes = walked_scores(walked_path, 0, stride)
     probabilities = sharpened(scores, config.sharpen)
-    posterior = dense_crf(read_image(image_path), probabilities, config.crf) if config.use_crf else probabilities
-    write_mask(out, label_index(posterior, classes, config.confidence))
+    if config.use_crf:
+        ((probabilities,),) = backends.function("crf")([read_image(image_path)], [[probabilities]], config.crf)
+    write_mask(out, label_index(probabilities, classes, config.confidence))
 
 
-def refine_job(image_path: Path, probabilities: FloatArray, out: Path, crf: CrfConfig) -> None:
+def refine_job(image_path: Path, probabilities: FloatArray, out: Path, crf: CrfConfig, backends: Backends) -> None:
     """Writes the segmenter's mask after a dense CRF on its probabilities [C+1 H W]."""
-    write_mask(out, dense_crf(read_image(image_path), probabilities, crf).argmax(axis=0).astype(np.uint8))
+    ((posterior,),) = backends.function("crf")([read_image(image_path)], [[probabilities]], crf)
+    write_mask(out, posterior.argmax(axis=0).astype(np.uint8))

@@ -17,6 +17,7 @@ Trainers receive `TaggedImages`, which has no masks; only the last stage and `da
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,8 @@ def train_all(
 ) -> dict[str, Any]:
     """Runs what is not finished yet and returns the content of scores.json; arguments as in `RunContext`."""
     run = RunContext(dataset, config, folder, reporter, stop)
+    reporter.message(f"kernels: {run.backends.line()}")
+    folder.update(backends=asdict(run.backends))
     rounds = range(run.last_round + 1)
     measured_rounds = rounds if config.measure.every_round else rounds[-1:]
     run.stage("data", partial(check_data, run))

@@ -70,6 +70,7 @@ class RunContext:
         self.stop = stop
         self.compute = Compute.resolve(config.run.device, config.run.precision)
         self.workers = worker_count(config.run.workers)
+        self.backends = config.backends.resolved()
         self.last_round = config.classify.rounds
 
     def stage(self, name: str, work: Callable[[], None]) -> None:

@@ -24,7 +24,7 @@ from sccam.runtime.labeler import (
     walk_job,
 )
 from sccam.runtime.network_torch import affinity_features
-from sccam.stages.affinity import affinity_field, pair_loss
+from sccam.stages.affinity import pair_loss
 from sccam.stages.affinity_labels import AFFINITY_STRIDE, neighbour_offsets
 from sccam.stages.threshold import alpha_of
 from sccam.structures import ByteArray
@@ -88,6 +88,7 @@ def make_affinity_labels(run: RunContext) -> None:
             AFFINITY_STRIDE,
             alphas,
             config.affinity.crf,
+            run.backends,
         )
         for path, id in run.missing(folder.affinity_label)
     ]
@@ -137,14 +138,16 @@ def walk(run: RunContext) -> None:
     net = run.load(run.folder.affinity_net)
     assert isinstance(net, AffinityNet)
     features_of = affinity_features(net, run.compute)
+    affinity_fields = run.backends.function("affinity")
     offsets = neighbour_offsets(run.config.affinity.radius)
     missing, alphas = run.missing(run.folder.walked_map), walk_alphas(run)
 
     def jobs() -> Iterator[tuple[Any, ...]]:
         for path, id in missing:
-            field = affinity_field(features_of(read_image(path)), offsets, AFFINITY_STRIDE)
-            maps = run.folder.activation_map(run.last_round, id)
-            yield field, maps, run.folder.walked_map(id), run.config.cam.grid_stride, alphas, run.config.walk
+            features = np.asarray(features_of(read_image(path)).cpu())
+            (field,) = affinity_fields([features], offsets, AFFINITY_STRIDE)
+            maps, out = run.folder.activation_map(run.last_round, id), run.folder.walked_map(id)
+            yield field, maps, out, run.config.cam.grid_stride, alphas, run.config.walk, run.backends
 
     run.jobs(walk_job, jobs(), len(missing))
 
@@ -153,7 +156,7 @@ def make_pseudo_labels(run: RunContext) -> None:
     """Dense CRF on the walked scores."""
     folder = run.folder
     jobs = [
-        (path, folder.walked_map(id), folder.pseudo_label(id), AFFINITY_STRIDE, run.config.pseudo_label)
+        (path, folder.walked_map(id), folder.pseudo_label(id), AFFINITY_STRIDE, run.config.pseudo_label, run.backends)
         for path, id in run.missing(folder.pseudo_label)
     ]
     run.jobs(pseudo_label_job, jobs, len(jobs))

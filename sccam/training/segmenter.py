@@ -74,7 +74,8 @@ def predict(run: RunContext) -> None:
             write_mask(run.folder.prediction(split, id), probabilities.argmax(axis=0).astype(np.uint8))
             run.stop.check()
             if with_crf:
-                yield path, probabilities, run.folder.prediction(split, id, crf=True), run.config.measure.crf
+                out = run.folder.prediction(split, id, crf=True)
+                yield path, probabilities, out, run.config.measure.crf, run.backends
 
     run.jobs(refine_job, jobs(), len(items))
 

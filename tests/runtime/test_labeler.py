@@ -12,6 +12,7 @@ from PIL import Image
 
 from sccam.data.masks import read_mask
 from sccam.errors import RunFolderError
+from sccam.runtime.backends import Backends
 from sccam.runtime.labeler import (
     Alphas,
     affinity_label_job,
@@ -32,6 +33,7 @@ HEIGHT, WIDTH, MAP_STRIDE, STRIDE = 45, 60, 4, 8
 GRID = (6, 8)  # of affinities: ceil(45 / 8), ceil(60 / 8)
 ALPHAS = Alphas(low=4.0, high=32.0, walk=16.0)
 CRF = CrfConfig(iterations=2)
+ROWS = Backends().resolved()
 CLASSES = np.array([1, 4], np.int32)
 
 
@@ -66,7 +68,7 @@ def field(value: float = 0.5) -> AffinityField:
 
 
 def walk(stored: Path, out: Path, *, alphas: tuple[float, ...] = (16.0,), value: float = 0.5, steps: int = 4) -> Path:
-    walk_job(field(value), stored, out, MAP_STRIDE, alphas, WalkConfig(steps=steps))
+    walk_job(field(value), stored, out, MAP_STRIDE, alphas, WalkConfig(steps=steps), ROWS)
     return out
 
 
@@ -80,7 +82,7 @@ def test_a_map_reads_back_as_it_was_but_for_half_precision(tmp_path, rng, tolera
 
 def test_affinity_labels_count_the_classes_of_the_image_on_the_affinity_grid(image, stored, tmp_path):
     pytest.importorskip("pydensecrf")
-    affinity_label_job(image, stored, tmp_path / "out.png", MAP_STRIDE, STRIDE, ALPHAS, CRF)
+    affinity_label_job(image, stored, tmp_path / "out.png", MAP_STRIDE, STRIDE, ALPHAS, CRF, ROWS)
     labels = read_mask(tmp_path / "out.png")
     assert labels.shape == GRID
     assert (labels[2, 1], labels[2, 5], labels[5, 7]) == (1, 2, 0)
@@ -94,7 +96,7 @@ def test_a_cell_on_which_the_two_backgrounds_disagree_is_unsure(image, tmp_path)
     scores[0, :, 5:10], scores[0, :, 10:] = 0.2, 0.9
     save_map(tmp_path / "map.npz", ActivationMap(scores, CLASSES[:1]), (HEIGHT, WIDTH))
     out = tmp_path / "out.png"
-    affinity_label_job(image, tmp_path / "map.npz", out, MAP_STRIDE, STRIDE, ALPHAS, CrfConfig(iterations=0))
+    affinity_label_job(image, tmp_path / "map.npz", out, MAP_STRIDE, STRIDE, ALPHAS, CrfConfig(iterations=0), ROWS)
     assert read_mask(out)[:, [0, 3, 7]].tolist() == [[0, 255, 1]] * GRID[0]
 
 
@@ -121,19 +123,19 @@ def test_pseudo_labels_are_background_present_classes_and_ignore(image, stored, 
     if crf:
         pytest.importorskip("pydensecrf")
     walked, out = walk(stored, tmp_path / "walked.npz", value=0.1), tmp_path / "label.png"
-    pseudo_label_job(image, walked, out, STRIDE, PseudoLabelConfig(use_crf=crf, crf=CRF))
+    pseudo_label_job(image, walked, out, STRIDE, PseudoLabelConfig(use_crf=crf, crf=CRF), ROWS)
     index = read_mask(out, class_count=5)
     assert index.shape == (HEIGHT, WIDTH) and set(np.unique(index)) == {0, 2, 5}
     assert (index[20, 12], index[20, 46], index[42, 30]) == (2, 5, 0)
-    pseudo_label_job(image, walked, out, STRIDE, PseudoLabelConfig(use_crf=crf, crf=CRF, confidence=1.0))
+    pseudo_label_job(image, walked, out, STRIDE, PseudoLabelConfig(use_crf=crf, crf=CRF, confidence=1.0), ROWS)
     assert (read_mask(out) == 255).any()
 
 
 def test_an_image_without_classes_goes_through_all_jobs_as_background(image, empty, tmp_path):
-    affinity_label_job(image, empty, tmp_path / "affinity.png", MAP_STRIDE, STRIDE, ALPHAS, CRF)
+    affinity_label_job(image, empty, tmp_path / "affinity.png", MAP_STRIDE, STRIDE, ALPHAS, CRF, ROWS)
     assert read_mask(tmp_path / "affinity.png").shape == GRID and not read_mask(tmp_path / "affinity.png").any()
     walked = walk(empty, tmp_path / "walked.npz")
-    pseudo_label_job(image, walked, tmp_path / "label.png", STRIDE, PseudoLabelConfig(crf=CRF))
+    pseudo_label_job(image, walked, tmp_path / "label.png", STRIDE, PseudoLabelConfig(crf=CRF), ROWS)
     assert not read_mask(tmp_path / "label.png").any()
 
 
@@ -142,14 +144,14 @@ def test_refining_follows_the_probabilities_where_they_are_sure(image, tmp_path)
     probabilities = np.full((3, HEIGHT, WIDTH), 0.01, np.float32)
     probabilities[0] = 0.98
     probabilities[:, 8:36, 4:24] = np.array([0.01, 0.01, 0.98], np.float32)[:, None, None]
-    refine_job(image, probabilities, tmp_path / "out.png", CRF)
+    refine_job(image, probabilities, tmp_path / "out.png", CRF, ROWS)
     index = read_mask(tmp_path / "out.png")
     assert (index[20, 12], index[20, 46]) == (2, 0) and index.shape == (HEIGHT, WIDTH)
 
 
 def test_a_missing_map_names_the_file(image, tmp_path):
     with pytest.raises(RunFolderError, match="missing") as caught:
-        affinity_label_job(image, tmp_path / "no.npz", tmp_path / "out.png", MAP_STRIDE, STRIDE, ALPHAS, CRF)
+        affinity_label_job(image, tmp_path / "no.npz", tmp_path / "out.png", MAP_STRIDE, STRIDE, ALPHAS, CRF, ROWS)
     assert caught.value.where == str(tmp_path / "no.npz") and not (tmp_path / "out.png").exists()
 
 

@@ -1,0 +1,67 @@
+"""The eager path: what people run today, step for step as the authors' code does it. The baseline of every suite.
+
+Kept whole and fair: torch and pydensecrf as they come, all cores, no step left out that the method needs and none
+added. Source: SC-CAM infer_cls.py (maps), PSA infer_aff.py (walk), PSA tool/imutils.py (CRF).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from sccam.stages.cam import MAX_EPSILON
+from sccam.stages.walk import WalkConfig, pair_windows, transition
+from sccam.structures import AffinityField, FloatArray
+
+
+def dense_transition(affinity: AffinityField, config: WalkConfig) -> Tensor:
+    """T = A^beta / column sums as a dense f32 [hw hw]."""
+    _, height, width = affinity.values.shape
+    cells = torch.arange(height * width).reshape(height, width)
+    A = torch.eye(height * width)
+    for (dy, dx), values in zip(affinity.offsets.tolist(), affinity.values, strict=True):
+        here, there = pair_windows(height, width, (dy, dx), affinity.offsets, config.border)
+        i, j = cells[here].flatten(), cells[there].flatten()
+        A[i, j] = A[j, i] = torch.from_numpy(values[here].ravel())
+    P = A**config.beta
+    return P / P.sum(dim=0, keepdim=True)
+
+
+def dense_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig) -> FloatArray:
+    """M T^t by repeated squaring of a dense matrix; t is a power of two."""
+    T = dense_transition(affinity, config)
+    for _ in range(round(math.log2(config.steps))):
+        T = T @ T
+    walked = torch.from_numpy(scores).flatten(1) @ T
+    return np.asarray(walked.reshape(scores.shape))
+
+
+def sparse_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig) -> FloatArray:
+    """t products with torch's sparse matrix: the honest alternative to squaring."""
+    T = transition(affinity, config).T.tocsr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that sparse matrices are in beta
+        gather = torch.sparse_csr_tensor(T.indptr, T.indices, T.data, T.shape)
+    state = torch.from_numpy(np.ascontiguousarray(scores.reshape(len(scores), -1).T))
+    for _ in range(config.steps):
+        state = gather @ state
+    return np.ascontiguousarray(state.numpy().T).reshape(scores.shape)
+
+
+def merge_all_classes(views: Sequence[Tensor], size: tuple[int, int]) -> FloatArray:
+    """Maps of every channel, each view enlarged to the whole image, mirrored back and summed; [channels H W].
+
+    Args:
+        views: of each scale [2 channels h w]: the image's scores and its mirror image's.
+    """
+    total = torch.zeros(views[0].shape[1], *size)
+    for pair in views:
+        full = interpolate(torch.relu(pair), size, mode="bilinear", align_corners=False)
+        total += full[0] + full[1].flip(-1)
+    return np.asarray(total / (total.amax(dim=(1, 2), keepdim=True) + MAX_EPSILON))
