@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sccam import cli
-from sccam.bench import SUITES, harness, record, run_suites, walk
+from sccam.bench import SUITES, record, run_suites, walk
 from sccam.bench.harness import Contestant, Result, compare, largest_difference
 from sccam.errors import ConfigError
 
@@ -28,7 +29,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     return clock
 
 
