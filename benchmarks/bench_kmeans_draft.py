@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -51,13 +52,9 @@ def line(n: int, d: int, k: int, threads: int, separation: float, pairs: int) ->
         sklearn_k_means(planted(50, 8, 2, 1, seed=0), 2, n_init=1, max_iterations=2, seed=0)
     for pair in range(pairs):
         points = planted(n, d, k, separation, seed=pair)
-        seconds[pair, 0], ours = timed(
-            lambda seed: k_means(points, k, n_init=RESTARTS, max_iterations=PASSES, seed=seed, threads=threads), pair
-        )
+        seconds[pair, 0], ours = timed(partial(k_means, threads=threads), points, k, pair)
         with threadpool_limits(threads):
-            seconds[pair, 1], theirs = timed(
-                lambda seed: sklearn_k_means(points, k, n_init=RESTARTS, max_iterations=PASSES, seed=seed), pair
-            )
+            seconds[pair, 1], theirs = timed(sklearn_k_means, points, k, pair)
         inertia[pair] = 100 * (ours.inertia / inertia_of(points, theirs.assignment, k) - 1)
     ours_ms, theirs_ms, ratio = (quartiles(of) for of in (*(1e3 * seconds.T), seconds[:, 1] / seconds[:, 0]))
     low, middle, high = np.quantile(inertia, [0, 0.5, 1])
@@ -75,10 +72,10 @@ def planted(n: int, d: int, k: int, separation: float, seed: int) -> np.ndarray:
     return np.maximum(centres[rng.integers(k, size=n)] + rng.standard_normal((n, d), np.float32), 0)
 
 
-def timed(fit: Callable[[int], KMeansFit], seed: int) -> tuple[float, KMeansFit]:
+def timed(fit: Callable[..., KMeansFit], points: np.ndarray, k: int, seed: int) -> tuple[float, KMeansFit]:
     """Seconds of a fit, and the fit."""
     start = time.perf_counter()
-    found = fit(seed)
+    found = fit(points, k, n_init=RESTARTS, max_iterations=PASSES, seed=seed)
     return time.perf_counter() - start, found
 
 

@@ -82,9 +82,9 @@ class Slabs:
         gram = np.empty((len(points), len(points)), points.dtype)
 
         def slab(rows: slice) -> None:
-            np.matmul(points[rows], points[: rows.stop].T, out=gram[rows, : rows.stop])
-            own = gram[rows, rows]
-            own[:] = np.tril(own) + np.tril(own, -1).T
+            own, before = points[rows], points[: rows.start]
+            gram[rows, rows] = own @ own.T  # half the work: NumPy sees that it is symmetric
+            np.matmul(own, before.T, out=gram[rows, : rows.start])
             gram[: rows.start, rows] = gram[rows, : rows.start].T
 
         self.each(len(points), slab)

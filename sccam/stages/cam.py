@@ -110,5 +110,5 @@ def view_size(size: tuple[int, int], scale: float, multiple: int) -> tuple[int, 
 
 def normalise(scores: np.ndarray) -> np.ndarray:
     """Each class's scores [P h w] divided by (its spatial maximum + 1e-5); a class that is 0 everywhere stays 0."""
-    peak = scores.reshape(len(scores), -1).max(axis=1, initial=0.0)
+    peak = scores.max(axis=(1, 2), initial=0.0)
     return (scores / (peak[:, None, None] + MAX_EPSILON)).astype(np.float32)
