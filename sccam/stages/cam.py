@@ -16,8 +16,9 @@ always covers whole pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch.nn.functional import interpolate
 
 from sccam.data.transforms import resize
 from sccam.errors import ConfigError
-from sccam.structures import ActivationMap, ByteArray, IntArray
+from sccam.structures import ActivationMap, ByteArray, FloatArray, IntArray
 
 MAX_EPSILON = 1e-5  # added to the maximum; infer_cls.py
 
@@ -48,8 +49,37 @@ class CamConfig:
             raise ConfigError("cam.scales needs at least one positive factor", where=self.scales)
 
 
+class MergeMaps(Protocol):
+    """What `merge_maps` does; a faster one may be given to `activation_map`."""
+
+    def __call__(self, views: Sequence[FloatArray], grid: tuple[int, int], *, flip: bool) -> FloatArray:
+        """Views [V P h_s w_s] of each scale -> maps [P h w]."""
+
+
+def merge_maps(views: Sequence[FloatArray], grid: tuple[int, int], *, flip: bool) -> FloatArray:
+    """The sum over views on a grid, each class divided by (its maximum + 1e-5): [P h w].
+
+    Args:
+        views: for each scale the rectified maps [V P h_s w_s]: of the image and, with `flip`, of its mirror image.
+        grid: (h, w) of the result.
+        flip: whether there is a mirror image, so that V is 2 and not 1.
+    """
+    total = torch.zeros(views[0].shape[1], *grid)
+    for maps in map(torch.from_numpy, views):
+        merged = maps[0] + maps[1].flip(-1) if flip else maps[0]
+        if len(total):  # torch resizes no empty stack
+            total += interpolate(merged[None], grid, mode="bilinear", align_corners=False)[0]
+    return normalise(total.numpy())
+
+
 def activation_map(
-    image: ByteArray, classes: IntArray, score_views: ScoreViews, config: CamConfig, *, multiple: int
+    image: ByteArray,
+    classes: IntArray,
+    score_views: ScoreViews,
+    config: CamConfig,
+    *,
+    multiple: int,
+    merge: MergeMaps = merge_maps,
 ) -> ActivationMap:
     """The map of one image for its present classes, on the grid of `config.grid_stride`.
 
@@ -58,19 +88,18 @@ def activation_map(
         classes: [P] present classes, ascending.
         score_views: the classifier's rectified parent maps.
         multiple: the network's stride, to which view sides are rounded.
+        merge: how views become maps; by default the form above, the paper's.
     """
     height, width = image.shape[:2]
     grid = (-(-height // config.grid_stride), -(-width // config.grid_stride))
-    total = torch.zeros(len(classes), *grid)
     if len(classes) == 0:  # an image without tags has no map
-        return ActivationMap(total.numpy(), classes)
+        return ActivationMap(np.zeros((0, *grid), np.float32), classes)
+    scores = []
     for scale in config.scales:
         view = resize(image, view_size((height, width), scale, multiple if config.round_sizes else 1))
         views = np.stack([view, view[:, ::-1]]) if config.flip else view[None]
-        maps = score_views(views, classes).float()
-        merged = maps[0] + maps[1].flip(-1) if config.flip else maps[0]
-        total += interpolate(merged[None], grid, mode="bilinear", align_corners=False)[0].cpu()
-    return ActivationMap(normalise(total.numpy()), classes)
+        scores.append(score_views(views, classes).float().cpu().numpy())
+    return ActivationMap(merge(scores, grid, flip=config.flip), classes)
 
 
 def view_size(size: tuple[int, int], scale: float, multiple: int) -> tuple[int, int]:
@@ -81,5 +110,5 @@ def view_size(size: tuple[int, int], scale: float, multiple: int) -> tuple[int, 
 
 def normalise(scores: np.ndarray) -> np.ndarray:
     """Each class's scores [P h w] divided by (its spatial maximum + 1e-5); a class that is 0 everywhere stays 0."""
-    peak = scores.reshape(len(scores), -1).max(axis=1, initial=0.0)
+    peak = scores.max(axis=(1, 2), initial=0.0)
     return (scores / (peak[:, None, None] + MAX_EPSILON)).astype(np.float32)
