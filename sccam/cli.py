@@ -144,6 +144,7 @@ def export(
 def bench(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites to run; all by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: to see that it works.")] = False,
+    images: Annotated[Path | None, typer.Option(help="Folder of photographs; drawn ones by default.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a row and nothing else.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to put the rows in, in place of those suites'.")] = None,
     verbose: Verbose = False,
@@ -152,7 +153,7 @@ def bench(
     from sccam.bench import SUITES, record, run_suites
 
     rows = []
-    for table in run_suites(suites or SUITES, quick=quick):
+    for table in run_suites(suites or SUITES, quick=quick, images=images):
         rows += table
         if as_json:
             print("\n".join(json.dumps(row.as_dict()) for row in table), flush=True)
@@ -280,11 +281,14 @@ def _print_results(table: list[Any]) -> None:
             f"{1e3 * row.seconds.q1:.2f} to {1e3 * row.seconds.q3:.2f}",
             f"{row.ratio:.1f}x",
             "" if row.max_error is None else f"{row.max_error:.1e}" + (" WRONG" if row.wrong else ""),
+            "" if row.agreement is None else f"{100 * row.agreement:.3f} %",
         ]
         for row in table
     ]
     first = table[0]
-    _print_table(f"{first.suite}: {first.case}", ["way", "ms", "quartiles", "speed", "largest error"], rows)
+    _print_table(
+        f"{first.suite}: {first.case}", ["way", "ms", "quartiles", "speed", "largest error", "same labels"], rows
+    )
 
 
 def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:

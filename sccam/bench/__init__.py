@@ -10,13 +10,19 @@ from pathlib import Path
 
 from sccam.artifacts import write_text
 from sccam.bench.harness import Result
+from sccam.bench.inputs import photographs
 from sccam.errors import ConfigError
 
-SUITES = ("walk",)
+SUITES = ("walk", "crf", "merge", "kmeans", "labels")
+ON_IMAGES = ("crf", "labels")  # suites that read images
 
 
-def run_suites(names: Sequence[str], *, quick: bool) -> Iterator[list[Result]]:
+def run_suites(names: Sequence[str], *, quick: bool, images: Path | None = None) -> Iterator[list[Result]]:
     """The tables of the given suites, one after the other.
+
+    Args:
+        quick: fewer rounds.
+        images: a folder of photographs for the suites that read images; drawn ones by default.
 
     Raises:
         ConfigError: an unknown suite.
@@ -24,8 +30,10 @@ def run_suites(names: Sequence[str], *, quick: bool) -> Iterator[list[Result]]:
     for name in names:
         if name not in SUITES:
             raise ConfigError(f"no suite {name!r}", fix=f"choose from {', '.join(SUITES)}")
+    pictures = photographs(images) if set(names) & set(ON_IMAGES) else []
     for name in names:
-        yield from importlib.import_module(f"sccam.bench.{name}").run(quick=quick)
+        run = importlib.import_module(f"sccam.bench.{name}").run
+        yield from run(quick=quick, images=pictures) if name in ON_IMAGES else run(quick=quick)
 
 
 def record(rows: Sequence[Result], path: Path) -> None:

@@ -60,6 +60,7 @@ class Result:
     seconds: Seconds
     ratio: float  # how many times as fast as the baseline
     max_error: float | None  # against the judge; None for rows that are not judged
+    agreement: float | None  # share of equal decisions, the lowest of the inputs; where the suite has one
     wrong: bool  # max_error is beyond its limit
     device: str
     commit: str
@@ -79,6 +80,8 @@ def compare(
     judge: Callable[[int], Any],
     error: Callable[[Any, Any], float],
     limit: float,
+    agreement: Callable[[Any, Any], float] | None = None,
+    every_input: bool = False,
 ) -> list[Result]:
     """Times all contestants in turn; the first is the baseline.
 
@@ -89,20 +92,25 @@ def compare(
         judge: the exact result for input n.
         error: of a result against the judge's.
         limit: largest error that is not wrong.
+        agreement: share of equal decisions of a result and the judge's.
+        every_input: judge all inputs, even where `quick`.
     """
     errors: dict[str, float] = {}
+    agreements: dict[str, float] = {}
     repeats: dict[str, int] = {}
     for contestant in contestants:  # warm-up, and how long each takes
         started = time.perf_counter()
         contestant.run(0)
         once = time.perf_counter() - started
         repeats[contestant.name] = max(1, min(MOST_REPEATS, int(SHORTEST / max(once, 1e-9))))
-    for n in range(min(inputs, 2 if quick else inputs)):
+    for n in range(min(inputs, 2) if quick and not every_input else inputs):
         expected = judge(n)
         for contestant in contestants:
             if contestant.judged:
-                found = error(contestant.run(n), expected)
-                errors[contestant.name] = max(errors.get(contestant.name, 0.0), found)
+                found = contestant.run(n)
+                errors[contestant.name] = max(errors.get(contestant.name, 0.0), error(found, expected))
+                if agreement is not None:
+                    agreements[contestant.name] = min(agreements.get(contestant.name, 1.0), agreement(found, expected))
     times: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for round_ in range(QUICK_ROUNDS if quick else ROUNDS):
         for contestant in contestants:
@@ -121,6 +129,7 @@ def compare(
             seconds=_spread(times[contestant.name]),
             ratio=statistics.median(b / t for b, t in zip(times[base], times[contestant.name], strict=True)),
             max_error=errors.get(contestant.name),
+            agreement=agreements.get(contestant.name),
             wrong=errors.get(contestant.name, 0.0) > limit,
             device=device_name(),
             commit=commit(),

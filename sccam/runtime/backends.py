@@ -2,7 +2,7 @@
 
     native      compiled C++ on the CPU         portable    NumPy, SciPy or torch: the paper forms of stages/
     cupy        CUDA on a GPU                   pydensecrf  the library of the CRF's authors
-    gram        k-means, all restarts in one product            sklearn     scikit-learn's
+    blas        k-means, all restarts in one product            sklearn     scikit-learn's
 
 "auto" takes the first row of its line that this machine has. Rows of one line take and give the same; tests compare
 every row with the portable one. Nothing falls back in silence: a row asked for by name and not there is an error.
@@ -32,6 +32,14 @@ TABLE: dict[str, dict[str, str]] = {
     "crf": {
         "portable": "sccam.runtime.portable:dense_crfs",
     },
+    "merge": {
+        "native": "sccam.runtime.merge_native:merge_maps",
+        "portable": "sccam.stages.cam:merge_maps",
+    },
+    "k_means": {
+        "blas": "sccam.runtime.kmeans_blas:k_means",
+        "sklearn": "sccam.stages.cluster:k_means",
+    },
 }
 """Work -> row -> where its function is. "auto" reads a line from left to right."""
 
@@ -49,6 +57,8 @@ class Backends:
     affinity: str = field(default="auto", metadata=_choices("affinity"))
     walk: str = field(default="auto", metadata=_choices("walk"))
     crf: str = field(default="auto", metadata=_choices("crf"))
+    merge: str = field(default="auto", metadata=_choices("merge"))
+    k_means: str = field(default="auto", metadata=_choices("k_means"))
 
     def resolved(self) -> Backends:
         """The same with every "auto" replaced by the name of a row that this machine has.

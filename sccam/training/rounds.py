@@ -31,7 +31,13 @@ def cluster(run: RunContext, r: int) -> None:
     features_of = pooled_features(_classifier(run, r - 1), run.compute, run.config.network.output_stride)
     paths = run.watched(run.train_images.paths)
     features = np.stack([features_of(read_image(path)) for path in paths])
-    labels = cluster_subcategories(features, run.train_images.labels, run.config.cluster, seed=run.config.run.seed)
+    labels = cluster_subcategories(
+        features,
+        run.train_images.labels,
+        run.config.cluster,
+        seed=run.config.run.seed,
+        fit=run.backends.function("k_means"),
+    )
     write_arrays(run.folder / f"round{r}/features.npz", {"features": features.astype(np.float16)})
     write_arrays(
         run.folder / f"round{r}/subcategories.npz",
@@ -89,7 +95,8 @@ def classify(run: RunContext, r: int) -> None:
 def make_maps(run: RunContext, r: int) -> None:
     """Activation maps of the training images: all in the last round, the measurable ones before."""
     views = score_views(_classifier(run, r), run.compute)
-    images = run.train_images
+    images, config, merge = run.train_images, run.config, run.backends.function("merge")
+    stride = config.network.output_stride
     rows = [n for n, id in enumerate(images.ids) if r == run.last_round or id in run.dataset.masks.paths]
     for n in run.watched(rows):
         path = run.folder.activation_map(r, images.ids[n])
@@ -97,7 +104,7 @@ def make_maps(run: RunContext, r: int) -> None:
             continue
         image = read_image(images.paths[n])
         classes = np.flatnonzero(images.labels.present[n]).astype(np.int32)
-        activation = activation_map(image, classes, views, run.config.cam, multiple=run.config.network.output_stride)
+        activation = activation_map(image, classes, views, config.cam, multiple=stride, merge=merge)
         save_map(path, activation, (image.shape[0], image.shape[1]))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sccam import cli
-from sccam.bench import SUITES, record, run_suites, walk
+from sccam.bench import SUITES, kmeans, merge, record, run_suites, walk
 from sccam.bench.harness import Contestant, Result, compare, largest_difference
 from sccam.errors import ConfigError
 
@@ -75,7 +75,7 @@ def test_nan_is_as_wrong_as_can_be():
 def test_every_row_says_device_commit_and_spread(clock):
     row = compared([Contestant("base", lambda n: clock.work(2.0, n))])[0].as_dict()
     assert set(row) == {
-        "suite", "case", "row", "baseline", "seconds", "ratio", "max_error", "wrong", "device", "commit",
+        "suite", "case", "row", "baseline", "seconds", "ratio", "max_error", "agreement", "wrong", "device", "commit",
     }  # fmt: skip
     assert set(row["seconds"]) == {"median", "q1", "q3"} and row["device"] and row["commit"]
 
@@ -107,3 +107,13 @@ def test_the_suite_of_the_walk_runs_on_a_small_grid_and_no_row_is_wrong(monkeypa
     assert printed == json.loads(out.read_text())
     assert {row["row"] for row in printed} >= {"torch dense, 8 squarings", "torch sparse, 256 products", "portable"}
     assert not any(row["wrong"] for row in printed) and all(0 < row["max_error"] < 1e-5 for row in printed)
+
+
+def test_the_suites_of_merging_and_of_k_means_run_on_small_input_and_no_row_is_wrong(monkeypatch):
+    monkeypatch.setattr(merge, "SIZE", (45, 60))
+    monkeypatch.setattr(kmeans, "CASES", {"small": (60, 32, 3)})
+    tables = list(run_suites(["merge", "kmeans"], quick=True))
+    assert [table[0].suite for table in tables] == ["merge", "merge", "kmeans"]
+    for table in tables:
+        assert len(table) >= 2 and not any(row.wrong for row in table)
+        assert all(row.baseline == table[0].row for row in table)
