@@ -23,6 +23,16 @@ inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
 inline Vector minimum(Vector a, Vector b) { return a < b ? a : b; }
 inline Vector magnitude(Vector a) { return maximum(a, -a); }
 
+// Says that a loaded value stays in a register: compilers may otherwise read it from memory once for every use.
+inline Vector held(Vector value) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(value));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(value));
+#endif
+    return value;
+}
+
 // e^x to 1e-7 relative for x in [-87, 88]; smaller x give e^-87, larger ones e^88.
 // x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7, 2^n through the exponent bits.
 inline Vector exponential(Vector x) {

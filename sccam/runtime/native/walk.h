@@ -313,7 +313,7 @@ private:
             const float* from = current + entry.offset;
 #pragma GCC unroll 8
             for (int g = 0; g < G; ++g) {
-                const Vector value = load(from + g * plane_);
+                const Vector value = held(load(from + g * plane_));
 #pragma GCC unroll 8
                 for (int b = 0; b < Last - First; ++b) sums[First + b][g] += w[b] * value;
             }
