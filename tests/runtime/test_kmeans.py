@@ -263,11 +263,10 @@ def test_tight_clusters_far_from_each_other_have_the_inertia_of_their_points(for
 # Which form
 
 
-def test_gram_is_never_taken_for_more_points_than_channels():
+def test_gram_is_taken_for_few_points_and_never_for_more_points_than_channels():
     assert form_of(600, 4096, 100) is GramForm
-    assert form_of(10_000, 4096, 100) is PointsForm
     assert form_of(41, 40, 100) is PointsForm
-    assert form_of(4096, 4096, 20) is PointsForm  # few clusters: products with points cost less than G
+    assert form_of(600, 4096, 20) is PointsForm  # few clusters: products with points cost less than G
 
 
 # In the stage
@@ -294,6 +293,12 @@ def test_a_point_that_is_not_finite_is_refused(form, value):
     points[7, 3] = value
     with pytest.raises(NumericError, match="NaN or infinite"):
         fit(points, 3)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_points_too_large_to_be_squared_are_refused(form):
+    with pytest.raises(NumericError, match="overflow"):
+        fit(np.float32(1e25) * planted(), 3)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (0, 5), (5,), (5, 2, 2)])
