@@ -12,7 +12,7 @@ wait for each other in a spin, which takes longer than the product where another
     symbol   name here   shape
     x        points      [N D]
     c        labels      [N R], cluster of each point in each restart, 0 .. K - 1
-    m        means       never formed where N <= D
+    m        means       [S D], S = R K; formed by one of the two forms only
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sccam.structures import FloatArray
 
 TOLERANCE = 1e-4  # of the mean variance of a channel; scikit-learn's default
 POINTS_A_CLUSTER = 16  # N / S up to which Gram's form is faster; equal at 16 to 20, for D 1280 and 4096, K 2 to 10
-ROUNDING = 16  # distances below this many roundings of |x|^2 are 0; two equal points come out at 0 to 4 of them
+ROUNDING = 32  # distances below this many roundings of |x|^2 are 0; equal points come out at 0 to 14, D up to 4096
 
 
 def k_means(
@@ -62,8 +62,8 @@ def k_means(
         ConfigError: a count is below 1.
         NumericError: a point is NaN or infinite, or too large to be squared.
     """
-    if points.ndim != 2 or not 1 <= k <= len(points):
-        raise ShapeError(f"points have shape {points.shape}, expected [N, D] with N at least k = {k}")
+    if points.ndim != 2 or points.size == 0 or not 1 <= k <= len(points):
+        raise ShapeError(f"points have shape {points.shape}, expected [N, D] with N at least k = {k} and D at least 1")
     if min(n_init, max_iterations) < 1:
         raise ConfigError(f"n_init is {n_init} and max_iterations {max_iterations}; both must be at least 1")
     mean = points.mean(axis=0, dtype=np.float64)
@@ -76,10 +76,10 @@ def k_means(
     ):
         slabs = Slabs(executor)
         form = form_of(len(points), points.shape[1], k * n_init)(centred, slabs)
-        starts, distances = _starts(form, k, n_init, np.random.default_rng(seed))
         scatter = float(form.squared.sum(dtype=np.float64))
         if not np.isfinite(scatter):
             raise NumericError("squared distances overflow", where=f"k-means of {len(points)} points")
+        starts, distances = _starts(form, k, n_init, np.random.default_rng(seed))
         labels, inertias, passes = _lloyd(form, starts, distances, k, max_iterations, tolerance * scatter / points.size)
     best, inertia = _best(centred, labels, inertias, k, noise=_noise(points) * scatter)
     return KMeansFit(labels[:, best].astype(np.int32), inertia, int(passes[best]))

@@ -339,8 +339,8 @@ def test_points_too_large_to_be_squared_are_refused(form):
         fit(np.float32(1e25) * planted(), 3)
 
 
-@pytest.mark.parametrize("shape", [(2, 5), (0, 5), (5,), (5, 2, 2)])
-def test_points_of_another_shape_or_fewer_than_clusters_are_refused(shape):
+@pytest.mark.parametrize("shape", [(2, 5), (0, 5), (5, 0), (5,), (5, 2, 2)])
+def test_points_of_another_shape_without_channels_or_fewer_than_clusters_are_refused(shape):
     with pytest.raises(ShapeError, match=r"expected \[N, D\] with N at least k = 3"):
         fit(np.ones(shape, np.float32), 3)
 
