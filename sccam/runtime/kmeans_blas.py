@@ -12,7 +12,7 @@ wait for each other in a spin, which takes longer than the product where another
     symbol   name here   shape
     x        points      [N D]
     c        labels      [N R], cluster of each point in each restart, 0 .. K - 1
-    m        means       never formed where N <= D
+    m        means       [S D], S = R K; formed by one of the two forms only
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from sccam.stages.cluster import KMeansFit
 from sccam.structures import FloatArray
 
 TOLERANCE = 1e-4  # of the mean variance of a channel; scikit-learn's default
-EXPECTED_PASSES = 20  # of a restart, to choose the cheaper form; 10 to 30 on features of trunks
-ROUNDING = 16  # distances below this many roundings of |x|^2 are 0; two equal points come out at 0 to 4 of them
+POINTS_A_CLUSTER = 16  # N / S up to which Gram's form is faster; equal at 16 to 20, for D 1280 and 4096, K 2 to 10
+ROUNDING = 32  # distances below this many roundings of |x|^2 are 0; equal points come out at 0 to 14, D up to 4096
 
 
 def k_means(
@@ -60,10 +60,10 @@ def k_means(
     Raises:
         ShapeError: points are not [N D], or there are fewer than k.
         ConfigError: a count is below 1.
-        NumericError: a point is NaN or infinite.
+        NumericError: a point is NaN or infinite, or too large to be squared.
     """
-    if points.ndim != 2 or not 1 <= k <= len(points):
-        raise ShapeError(f"points have shape {points.shape}, expected [N, D] with N at least k = {k}")
+    if points.ndim != 2 or points.size == 0 or not 1 <= k <= len(points):
+        raise ShapeError(f"points have shape {points.shape}, expected [N, D] with N at least k = {k} and D at least 1")
     if min(n_init, max_iterations) < 1:
         raise ConfigError(f"n_init is {n_init} and max_iterations {max_iterations}; both must be at least 1")
     mean = points.mean(axis=0, dtype=np.float64)
@@ -76,18 +76,21 @@ def k_means(
     ):
         slabs = Slabs(executor)
         form = form_of(len(points), points.shape[1], k * n_init)(centred, slabs)
-        starts, distances = _starts(form, k, n_init, np.random.default_rng(seed))
         scatter = float(form.squared.sum(dtype=np.float64))
+        if not np.isfinite(scatter):
+            raise NumericError("squared distances overflow", where=f"k-means of {len(points)} points")
+        starts, distances = _starts(form, k, n_init, np.random.default_rng(seed))
         labels, inertias, passes = _lloyd(form, starts, distances, k, max_iterations, tolerance * scatter / points.size)
     best, inertia = _best(centred, labels, inertias, k, noise=_noise(points) * scatter)
     return KMeansFit(labels[:, best].astype(np.int32), inertia, int(passes[best]))
 
 
 def form_of(points: int, channels: int, clusters: int) -> Callable[[Array, Slabs], Form]:
-    """The form with fewer multiplications for N points of D channels and S clusters; never Gram's where N > D."""
-    gram = points * (channels / 2 + EXPECTED_PASSES * clusters)
-    direct = channels * 2 * EXPECTED_PASSES * clusters
-    return GramForm if points <= channels and gram <= direct else PointsForm
+    """The faster form for N points of D channels and S clusters; never Gram's where N > D.
+
+    G costs N^2 D / 2 multiplications, and the passes that it saves some N D S: a matter of N / S.
+    """
+    return GramForm if points <= min(channels, POINTS_A_CLUSTER * clusters) else PointsForm
 
 
 def _starts(form: Form, k: int, restarts: int, generator: np.random.Generator) -> tuple[Array, Array]:
@@ -119,7 +122,7 @@ def _lloyd(
     labels, counts = _filled(labels, distances, k, form.squared)
     for iteration in range(1, max_iterations + 1):
         norms, moved = form.move(labels + k * np.arange(len(active)), counts)
-        norms[counts == 0] = np.inf  # nobody's nearest
+        norms = np.where(counts == 0, np.inf, norms)  # nobody's nearest
         new, distances = _nearest(form, norms, len(active), k)
         new, counts = _filled(new, distances, k, form.squared)
         unchanged = (new == labels).all(axis=0)
@@ -161,12 +164,11 @@ def _filled(labels: Array, distances: Array, k: int, squared: Array) -> tuple[Ar
     numbered = labels + k * np.arange(labels.shape[1])
     counts = np.bincount(numbered.reshape(-1), minlength=k * labels.shape[1])
     for restart in np.unique(np.flatnonzero(counts == 0) // k):
-        own, count = labels[:, restart], counts.reshape(-1, k)[restart]  # views
-        farthest = iter(np.argsort(-distances[restart], kind="stable"))
-        least = _noise(squared) * squared.max()
+        own, count, distance = labels[:, restart], counts.reshape(-1, k)[restart], distances[restart]  # views
+        farthest = (i for i in np.argsort(-distance, kind="stable") if distance[i] > _noise(squared) * squared[i])
         for empty in np.flatnonzero(count == 0):
-            point = next((i for i in farthest if distances[restart, i] <= least or count[own[i]] > 1), None)
-            if point is None or distances[restart, point] <= least:
+            point = next((i for i in farthest if count[own[i]] > 1), None)
+            if point is None:
                 break
             count[own[point]] -= 1
             own[point], count[empty] = empty, 1

@@ -74,7 +74,7 @@ def merge_maps(
         *grid,
         MAX_EPSILON,
         scores,
-        min(threads, classes * grid[0]),
+        threads,
         name=instruction_set,
     )
     return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -13,7 +14,7 @@ from sklearn.cluster import KMeans
 from sccam.errors import ConfigError, NumericError, ShapeError
 from sccam.runtime import kmeans_blas, kmeans_forms
 from sccam.runtime.kmeans_blas import form_of, inertia_of, k_means
-from sccam.runtime.kmeans_forms import GramForm, PointsForm
+from sccam.runtime.kmeans_forms import GramForm, PointsForm, Slabs
 from sccam.stages import cluster
 from sccam.stages.cluster import ClusterConfig, KMeansFit, cluster_subcategories
 from sccam.structures import LabelSet
@@ -138,12 +139,12 @@ def test_the_order_of_points_does_not_matter_to_the_inertia(form):
     assert fit(points[order], 6).inertia == pytest.approx(fit(points, 6).inertia, rel=1e-5)
 
 
-@pytest.mark.parametrize("shift", [-3.0, 100.0])
+@pytest.mark.parametrize("shift", [-3.0, 10_000.0])
 def test_shifting_all_points_does_not_matter(form, shift):
-    points = planted()
+    points = np.round(planted(separation=0.5) * 64) / 64  # so that the shifted points are exact in float32
     moved, found = fit(points + np.float32(shift), 6), fit(points, 6)
     assert np.array_equal(moved.assignment, found.assignment)
-    assert moved.inertia == pytest.approx(found.inertia, rel=1e-4)  # the shift itself rounds at 100 * 6e-8
+    assert moved.inertia == pytest.approx(found.inertia, rel=1e-4)  # their mean is not
 
 
 @pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
@@ -181,6 +182,43 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_other_starts(form)
     first, again, other = fit(points, 6, n_init=1), fit(points, 6, n_init=1), fit(points, 6, n_init=1, seed=1)
     assert np.array_equal(first.assignment, again.assignment) and first.inertia == again.inertia
     assert first.inertia != other.inertia
+
+
+def test_restarts_do_not_disturb_each_other(form):
+    points = planted(separation=0.2) - 0.5
+    stopped_alone_and_together(form, points, k=6, tolerance=0)
+
+
+def test_restarts_that_stop_by_the_tolerance_do_not_disturb_each_other_either(form):
+    points = np.random.default_rng(0).random((400, 2), np.float32) - np.float32(0.5)
+    stopped_alone_and_together(form, points, k=5, tolerance=1e-3)
+
+
+def stopped_alone_and_together(form, points: np.ndarray, k: int, tolerance: float) -> None:
+    """Compares the labels and passes of 8 restarts in one product with those of each alone."""
+    labels = np.random.default_rng(0).integers(k, size=(len(points), 8))
+    distances = np.ones((8, len(points)), np.float32)
+
+    def lloyd(of: list[int]) -> tuple[np.ndarray, ...]:
+        with ThreadPoolExecutor(1) as executor:
+            own = form(points, Slabs(executor))
+            return kmeans_blas._lloyd(own, labels[:, of].copy(), distances[of], k, 300, tolerance)
+
+    together, _, passes = lloyd(list(range(8)))
+    assert len(np.unique(passes)) > 2  # some stop earlier than others
+    for restart in range(8):
+        alone, _, own_passes = lloyd([restart])
+        assert np.array_equal(alone[:, 0], together[:, restart])
+        assert own_passes[0] == passes[restart]
+
+
+def test_a_point_is_at_no_distance_from_itself_and_all_distances_are_right(form, tolerance):
+    points = planted(n=50, d=700) - 1
+    with ThreadPoolExecutor(1) as executor:
+        found = form(points, Slabs(executor)).distances_from(np.array([4, 17]))
+    expected = ((points[[4, 17], None].astype(float) - points) ** 2).sum(axis=2)
+    assert found[0, 4] == found[1, 17] == 0
+    assert found / expected.max() == pytest.approx(expected / expected.max(), abs=tolerance["float32"])
 
 
 def test_the_points_are_left_as_they_were(form):
@@ -263,11 +301,10 @@ def test_tight_clusters_far_from_each_other_have_the_inertia_of_their_points(for
 # Which form
 
 
-def test_gram_is_never_taken_for_more_points_than_channels():
+def test_gram_is_taken_for_few_points_and_never_for_more_points_than_channels():
     assert form_of(600, 4096, 100) is GramForm
-    assert form_of(10_000, 4096, 100) is PointsForm
     assert form_of(41, 40, 100) is PointsForm
-    assert form_of(4096, 4096, 20) is PointsForm  # few clusters: products with points cost less than G
+    assert form_of(600, 4096, 20) is PointsForm  # few clusters: products with points cost less than G
 
 
 # In the stage
@@ -296,8 +333,14 @@ def test_a_point_that_is_not_finite_is_refused(form, value):
         fit(points, 3)
 
 
-@pytest.mark.parametrize("shape", [(2, 5), (0, 5), (5,), (5, 2, 2)])
-def test_points_of_another_shape_or_fewer_than_clusters_are_refused(shape):
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_points_too_large_to_be_squared_are_refused(form):
+    with pytest.raises(NumericError, match="overflow"):
+        fit(np.float32(1e25) * planted(), 3)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (0, 5), (5, 0), (5,), (5, 2, 2)])
+def test_points_of_another_shape_without_channels_or_fewer_than_clusters_are_refused(shape):
     with pytest.raises(ShapeError, match=r"expected \[N, D\] with N at least k = 3"):
         fit(np.ones(shape, np.float32), 3)
 

@@ -82,6 +82,19 @@ def test_without_the_mirror_image_they_are_not_since_this_network_sees_left_and_
     assert np.abs(mirrored - maps[..., ::-1]).max() > 0.1
 
 
+def test_the_merge_that_is_given_gets_the_views_of_each_scale_and_makes_the_map():
+    seen = []
+
+    def merge(views, grid, *, flip):
+        seen.append(([view.shape for view in views], grid, flip))
+        return np.full((3, *grid), 0.25, np.float32)
+
+    config = CamConfig(scales=(1.0, 2.0))
+    found = activation_map(picture(40, 56), CLASSES, network, config, multiple=STRIDE, merge=merge)
+    assert seen == [([(2, 3, 5, 7), (2, 3, 10, 14)], (10, 14), True)]
+    assert (found.scores == 0.25).all()
+
+
 def test_the_order_of_classes_permutes_the_channels(tolerance):
     maps = activation_map(picture(), CLASSES, network, CamConfig(), multiple=STRIDE)
     turned = activation_map(picture(), CLASSES[[2, 0, 1]], network, CamConfig(), multiple=STRIDE)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sccam.errors import NumericError, ShapeError
-from sccam.stages.cluster import ClusterConfig, cluster_subcategories
+from sccam.stages.cluster import ClusterConfig, KMeansFit, cluster_subcategories
 from sccam.structures import LabelSet, SubcategoryLabels
 
 CLASSES = ("cat", "dog", "car")
@@ -96,6 +96,19 @@ def test_the_same_seed_gives_the_same_labels():
     config = ClusterConfig(k=5, n_init=1)
     first, second = (cluster_subcategories(features, tags(present), config, seed=3) for _ in range(2))
     assert np.array_equal(first.present, second.present)
+
+
+def test_the_k_means_that_is_given_does_the_work_with_the_settings_of_the_config():
+    calls = []
+
+    def halves(points: np.ndarray, k: int, **settings: int) -> KMeansFit:
+        calls.append((len(points), k, settings))
+        return KMeansFit((np.arange(len(points)) % 2 * 2).astype(np.int32), 0.0, 1)  # number 1 stays unused
+
+    config = ClusterConfig(k=3, n_init=4, max_iterations=5)
+    labels = cluster_subcategories(np.eye(6, dtype=np.float32), tags(np.ones((6, 1))), config, seed=7, fit=halves)
+    assert calls == [(6, 3, {"n_init": 4, "max_iterations": 5, "seed": 7})]
+    assert labels.present.tolist() == [[True, False], [False, True]] * 3
 
 
 # Where K cannot be reached
