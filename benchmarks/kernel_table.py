@@ -1,7 +1,7 @@
 """Writes the table of docs/kernels.md from results/kernels.json.
 
-    sccam bench --images PHOTOGRAPHS --out benchmarks/results/kernels.json
-    python benchmarks/kernel_table.py
+sccam bench --images PHOTOGRAPHS --out benchmarks/results/kernels.json
+python benchmarks/kernel_table.py
 """
 
 from __future__ import annotations

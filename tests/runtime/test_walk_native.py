@@ -25,7 +25,7 @@ from sccam.structures import AffinityField
 pytestmark = pytest.mark.skipif(not native.available(), reason="no compiler was there to build the kernels")
 
 ERROR = 1e-5  # of a walk of 256 steps: 1e-6 of the expansion, the rest single precision (also in the paper form)
-GRIDS = [(1, 1), (1, 40), (23, 1), (5, 7), (17, 16), (33, 65)]
+GRIDS = [(1, 1), (1, 625), (23, 1), (5, 7), (17, 16), (33, 65)]
 
 
 @pytest.fixture(params=native.available())
