@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def test_a_status_becomes_an_error_that_names_the_kernel(monkeypatch, status, er
 
 
 def test_arguments_arrive_as_pointers_integers_and_doubles(monkeypatch):
-    seen = []
+    seen: list[Any] = []
 
     def kernel(*arguments):
         seen.extend(arguments)
