@@ -7,6 +7,7 @@
 #include <exception>
 #include <new>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #define SCCAM_EXPORT extern "C" __attribute__((visibility("default")))
@@ -93,7 +94,11 @@ public:
     Aligned(Aligned&& other) noexcept : size_(other.size_), data_(other.data_) { other.data_ = nullptr; other.size_ = 0; }
     Aligned(const Aligned&) = delete;
     Aligned& operator=(const Aligned&) = delete;
-    Aligned& operator=(Aligned&&) = delete;
+    Aligned& operator=(Aligned&& other) noexcept {
+        std::swap(size_, other.size_);
+        std::swap(data_, other.data_);
+        return *this;
+    }
     T* data() { return data_; }
     const T* data() const { return data_; }
     size_t size() const { return size_; }

@@ -1,3 +1,339 @@
+// The dense CRF of sccam/stages/crf.py:  Q = softmax(log p + w1 K1 Q + w2 K2 Q),  several unaries of one image at once.
+//
+// One pass over the pixels does slice, sum, softmax and splat, so that no message is ever stored. Values of a vertex or
+// a pixel are a row of lanes: the labels of all unaries side by side, each unary a group of lanes filled up to
+// a power of two or to whole vectors. Each part of the image splats into values of its own, which are added up in one
+// order: the result depends on the number of parts, never on the number of threads.
 #pragma once
+
+#include <list>
+#include <memory>
+#include <mutex>
+
 #include "common.h"
+#include "lattice.h"
 #include "simd.h"
+
+namespace sccam {
+namespace crf {
+
+constexpr float NO_LABEL = -1e30f;  // log score of a lane without label
+constexpr float FAINTEST = -60;     // e^-60 of the largest counts as zero; so no sum is a denormal number, which is slow
+
+// Which lanes of a row belong to which unary.
+struct Rows {
+    struct Group {
+        int first, labels, vectors;  // first lane; whole vectors, 0 where several groups share one
+    };
+    std::vector<Group> groups;
+    int group_width = 1;  // lanes of a group that is no wider than a vector
+    int lanes = 0;
+
+    explicit Rows(const std::vector<int>& labels) {
+        const int most = *std::max_element(labels.begin(), labels.end());
+        while (group_width < most && group_width < LANES) group_width *= 2;
+        for (int count : labels) {
+            const int vectors = most > LANES ? (count + LANES - 1) / LANES : 0;
+            groups.push_back({lanes, count, vectors});
+            lanes += vectors ? vectors * LANES : group_width;
+        }
+        int width = 4;
+        while (width < lanes && width < LANES) width *= 2;
+        lanes = (lanes + width - 1) / width * width;
+    }
+};
+
+// The values at the vertices of one lattice.
+struct Values {
+    const Lattice* lattice;
+    float weight;                         // of the kernel, with the lattice's alpha
+    std::vector<Aligned<float>> splatted; // [parts][M + 1 lanes]; the row M of every array is zero
+    Aligned<float> even, odd;             // after blurs along even and odd axes
+
+    Values(const Lattice& lattice, double compat, int parts, int lanes)
+        : lattice(&lattice), weight(compat / (1 + std::ldexp(1.0, 1 - lattice.sides))), even(0), odd(0) {
+        const size_t count = (lattice.vertices + 1) * lanes;
+        for (int part = 0; part < parts; ++part) splatted.emplace_back(count, 0.0f);
+        even = Aligned<float>(count);
+        odd = Aligned<float>(count);
+        std::fill_n(even.data() + count - lanes, lanes, 0.0f);
+        std::fill_n(odd.data() + count - lanes, lanes, 0.0f);
+    }
+
+    const float* blurred() const { return lattice->sides % 2 ? even.data() : odd.data(); }
+};
+
+struct Task {
+    Tiles tiles;
+    Rows rows;
+    const float* const* scores;     // [unaries][labels H W]
+    float* const* posteriors;       // likewise
+    float score_floor;
+    int parts, iterations;
+    Aligned<float> logits;          // [N lanes], log scores
+    std::vector<Values> kernels;
+};
+
+// log of the scores of a run, to `out` [TILE lanes].
+inline void read_logits(const Task& task, int64_t place, int length, float* out) {
+    const int lanes = task.rows.lanes;
+    float column[TILE] = {};
+    for (size_t unary = 0; unary < task.rows.groups.size(); ++unary) {
+        const Rows::Group& group = task.rows.groups[unary];
+        for (int label = 0; label < group.labels; ++label) {
+            const float* from = task.scores[unary] + label * task.tiles.pixels() + place;
+            for (int n = 0; n < length; ++n) column[n] = from[n];
+            for (int n = 0; n < TILE; n += LANES)
+                store(column + n, logarithm(minimum(maximum(load(column + n), all(task.score_floor)), all(1))));
+            for (int n = 0; n < TILE; ++n) out[n * lanes + group.first + label] = column[n];
+        }
+    }
+}
+
+inline void write_posteriors(const Task& task, int64_t place, int length, const float* row) {
+    const int lanes = task.rows.lanes;
+    for (size_t unary = 0; unary < task.rows.groups.size(); ++unary) {
+        const Rows::Group& group = task.rows.groups[unary];
+        for (int label = 0; label < group.labels; ++label) {
+            float* to = task.posteriors[unary] + label * task.tiles.pixels() + place;
+            for (int n = 0; n < length; ++n) to[n] = row[n * lanes + group.first + label];
+        }
+    }
+}
+
+inline Vector power(Vector logit) { return logit < FAINTEST ? all(0) : exponential(logit); }
+
+// Softmax of every group of TILE rows, in place.
+inline void softmax(const Rows& rows, float* row) {
+    const auto largest = [](Vector a, Vector b) { return maximum(a, b); };
+    const auto sum = [](Vector a, Vector b) { return a + b; };
+    if (rows.groups[0].vectors == 0) {
+        for (int n = 0; n < TILE * rows.lanes; n += LANES) {
+            const Vector logit = load(row + n);
+            const Vector q = power(logit - over_groups(logit, rows.group_width, largest));
+            store(row + n, q / over_groups(q, rows.group_width, sum));
+        }
+        return;
+    }
+    for (int n = 0; n < TILE; ++n, row += rows.lanes)
+        for (const Rows::Group& group : rows.groups) {
+            float* first = row + group.first;
+            float* last = first + group.vectors * LANES;
+            Vector most = load(first), total = all(0);
+            for (float* at = first + LANES; at < last; at += LANES) most = maximum(most, load(at));
+            most = over_groups(most, LANES, largest);
+            for (float* at = first; at < last; at += LANES) {
+                const Vector q = power(load(at) - most);
+                store(at, q);
+                total += q;
+            }
+            const Vector inverse = 1.0f / over_groups(total, LANES, sum);
+            for (float* at = first; at < last; at += LANES) store(at, load(at) * inverse);
+        }
+}
+
+// The arithmetic on rows of COUNT vectors of WIDTH lanes; COUNT 0: as many as the task has.
+template <int WIDTH, int COUNT>
+struct RowWork {
+    using Row = typename VectorOf<WIDTH>::type;
+
+    static const Row& at(const float* from, int n) { return reinterpret_cast<const Row*>(from)[n]; }
+    static Row& at(float* to, int n) { return reinterpret_cast<Row*>(to)[n]; }
+    static int64_t lanes(const Task& task) { return COUNT ? WIDTH * COUNT : task.rows.lanes; }
+
+    // row[n] += sum over corners of weight * value
+    template <int SIDES>
+    static void slice(const Values& values, int64_t pixel, int64_t lanes, float* row) {
+        const uint32_t* corner = values.lattice->corner.data() + pixel * SIDES;
+        const float* weight = values.lattice->weight.data() + pixel * SIDES;
+        const float* blurred = values.blurred();
+        for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n) {
+            Row sum = at(row, n);
+            for (int side = 0; side < SIDES; ++side) sum += weight[side] * at(blurred + corner[side] * lanes, n);
+            at(row, n) = sum;
+        }
+    }
+
+    // value of each corner += weight * row[n]
+    template <int SIDES>
+    static void splat(Values& values, int part, int64_t pixel, int64_t lanes, const float* row) {
+        const uint32_t* corner = values.lattice->corner.data() + pixel * SIDES;
+        const float* weight = values.lattice->weight.data() + pixel * SIDES;
+        float* splatted = values.splatted[part].data();
+        for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n)
+            for (int side = 0; side < SIDES; ++side) at(splatted + corner[side] * lanes, n) += weight[side] * at(row, n);
+    }
+
+    // One update of the pixels of a part.
+    static void update(Task& task, int iteration, int part) {
+        const int64_t lanes = RowWork::lanes(task);
+        Aligned<float>& logits = task.logits;
+        std::vector<float> buffer(TILE * lanes + LANES, NO_LABEL);
+        float* const rows = buffer.data();
+        task.tiles.runs(part, task.parts, [&](int64_t pixel, int64_t y, int64_t x, int length) {
+            const int64_t place = y * task.tiles.width + x;
+            float* const logit = logits.data() + pixel * lanes;
+            if (iteration == 0) {
+                std::fill_n(rows, TILE * lanes, NO_LABEL);
+                read_logits(task, place, length, rows);
+                std::copy_n(rows, length * lanes, logit);
+            } else {
+                std::copy_n(logit, length * lanes, rows);
+                for (int n = 0; n < length; ++n) {
+                    slice<3>(task.kernels[0], pixel + n, lanes, rows + n * lanes);
+                    slice<6>(task.kernels[1], pixel + n, lanes, rows + n * lanes);
+                }
+            }
+            softmax(task.rows, rows);
+            if (iteration == task.iterations) {
+                write_posteriors(task, place, length, rows);
+            } else {
+                for (int n = 0; n < length; ++n) {
+                    splat<3>(task.kernels[0], part, pixel + n, lanes, rows + n * lanes);
+                    splat<6>(task.kernels[1], part, pixel + n, lanes, rows + n * lanes);
+                }
+            }
+        });
+    }
+
+    // The first part's values become the sum of all parts'; the others' become zero.
+    static void add_up(Task& task, Values& values, Share share) {
+        const int64_t lanes = RowWork::lanes(task);
+        for (int part = 1; part < task.parts; ++part) {
+            const int64_t first = std::max(share.first, values.lattice->first[part]) * lanes;
+            const int64_t last = std::min(share.last, values.lattice->last[part]) * lanes;
+            float* const sum = values.splatted[0].data();
+            float* const other = values.splatted[part].data();
+            for (int64_t n = first; n < last; n += WIDTH) {
+                at(sum + n, 0) += at(other + n, 0);
+                at(other + n, 0) = Row{};
+            }
+        }
+    }
+
+    static void blur(Task& task, Values& values, int axis, Share share) {
+        const int64_t lanes = RowWork::lanes(task), M = values.lattice->vertices;
+        const uint32_t* const pairs = values.lattice->neighbour.data() + axis * M * 2;
+        const float* const from = axis == 0 ? values.splatted[0].data() : axis % 2 ? values.even.data() : values.odd.data();
+        float* const to = axis % 2 ? values.odd.data() : values.even.data();
+        const float weight = axis + 1 == values.lattice->sides ? values.weight : 1;
+        for (int64_t v = share.first; v < share.last; ++v) {
+            const float* one = from + pairs[2 * v] * lanes;
+            const float* other = from + pairs[2 * v + 1] * lanes;
+            for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n)
+                at(to + v * lanes, n) = weight * (at(from + v * lanes, n) + 0.5f * (at(one, n) + at(other, n)));
+        }
+        if (axis == 1)  // what was splatted has been read
+            std::fill(values.splatted[0].data() + share.first * lanes, values.splatted[0].data() + share.last * lanes, 0.0f);
+    }
+
+    static void mean_field(Task& task, int threads) {
+        Barrier barrier(threads);
+        on_threads(threads, [&](int thread) {
+            for (int iteration = 0; iteration <= task.iterations; ++iteration) {
+                const Share parts(task.parts, thread, threads);
+                for (int64_t part = parts.first; part < parts.last; ++part) update(task, iteration, part);
+                if (iteration == task.iterations) return;
+                barrier.wait();
+                for (Values& values : task.kernels) add_up(task, values, Share(values.lattice->vertices, thread, threads));
+                barrier.wait();
+                for (int axis = 0; axis < 6; ++axis) {
+                    for (Values& values : task.kernels)
+                        if (axis < values.lattice->sides) blur(task, values, axis, Share(values.lattice->vertices, thread, threads));
+                    barrier.wait();
+                }
+            }
+        });
+    }
+};
+
+// The lattice of positions depends on nothing but sizes, so the last ones are kept; see CACHED_PIXELS.
+class SpatialLattices {
+public:
+    std::shared_ptr<const Lattice> get(const Tiles& tiles, double sxy, int parts, int threads) {
+        const Key key{tiles.height, tiles.width, sxy, parts};
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            for (auto at = kept_.begin(); at != kept_.end(); ++at)
+                if (at->first == key) {
+                    kept_.splice(kept_.begin(), kept_, at);
+                    return at->second;
+                }
+        }
+        auto lattice = std::make_shared<const Lattice>(build(tiles, sxy, parts, threads));
+        const std::lock_guard<std::mutex> lock(mutex_);
+        kept_.emplace_front(key, lattice);
+        int64_t pixels = 0;
+        for (auto at = kept_.begin(); at != kept_.end();) {
+            pixels += std::get<0>(at->first) * std::get<1>(at->first);
+            at = pixels > CACHED_PIXELS ? kept_.erase(at) : std::next(at);
+        }
+        return lattice;
+    }
+
+private:
+    using Key = std::tuple<int64_t, int64_t, double, int>;
+    static constexpr int64_t CACHED_PIXELS = 1 << 22;  // 24 bytes each: 100 MB at most
+
+    static Lattice build(const Tiles& tiles, double sxy, int parts, int threads) {
+        const float range = sxy;
+        return build_lattice<2>(tiles, parts, threads, [&](int64_t y, int64_t x, int count, float (&out)[2][LANES]) {
+            for (int n = 0; n < count; ++n) out[0][n] = (x + n) / range, out[1][n] = y / range;
+        });
+    }
+
+    std::mutex mutex_;
+    std::list<std::pair<Key, std::shared_ptr<const Lattice>>> kept_;  // the latest first
+};
+
+inline Lattice bilateral_lattice(const Tiles& tiles, const uint8_t* image, double sxy, double srgb, int parts, int threads) {
+    const float range = sxy, colour_range = srgb;
+    float level[256];
+    for (int n = 0; n < 256; ++n) level[n] = n / colour_range;
+    return build_lattice<5>(tiles, parts, threads, [&](int64_t y, int64_t x, int count, float (&out)[5][LANES]) {
+        const uint8_t* from = image + (y * tiles.width + x) * 3;
+        for (int n = 0; n < count; ++n, from += 3) {
+            out[0][n] = (x + n) / range, out[1][n] = y / range;
+            out[2][n] = level[from[0]], out[3][n] = level[from[1]], out[4][n] = level[from[2]];
+        }
+    });
+}
+
+inline void mean_field(Task& task, int threads) {
+    const int lanes = task.rows.lanes;
+    if constexpr (LANES > 4) if (lanes == 4) return RowWork<4, 1>::mean_field(task, threads);
+    if constexpr (LANES > 8) if (lanes == 8) return RowWork<8, 1>::mean_field(task, threads);
+    if (lanes == LANES) return RowWork<LANES, 1>::mean_field(task, threads);
+    if (lanes == 2 * LANES) return RowWork<LANES, 2>::mean_field(task, threads);
+    if (lanes == 3 * LANES) return RowWork<LANES, 3>::mean_field(task, threads);
+    RowWork<LANES, 0>::mean_field(task, threads);
+}
+
+}  // namespace crf
+}  // namespace sccam
+
+// Posteriors of the unaries of one image; the arguments are those of sccam/runtime/crf_native.py.
+SCCAM_EXPORT int sccam_dense_crf(const uint8_t* image, int64_t height, int64_t width, int64_t unaries, const int64_t* labels,
+                                 const float* const* scores, float* const* posteriors, double score_floor, int64_t iterations,
+                                 double gaussian_sxy, double gaussian_compat, double bilateral_sxy, double bilateral_srgb,
+                                 double bilateral_compat, int64_t parts, int64_t threads) {
+    using namespace sccam;
+    using namespace sccam::crf;
+    return guarded([&]() -> int {
+        static SpatialLattices spatial_lattices;
+        try {
+            const Tiles tiles{height, width};
+            const auto spatial = spatial_lattices.get(tiles, gaussian_sxy, parts, threads);
+            const Lattice bilateral = bilateral_lattice(tiles, image, bilateral_sxy, bilateral_srgb, parts, threads);
+            Task task{tiles, Rows(std::vector<int>(labels, labels + unaries)), scores, posteriors,
+                      static_cast<float>(score_floor), static_cast<int>(parts), static_cast<int>(iterations), Aligned<float>(), {}};
+            task.logits = Aligned<float>(tiles.pixels() * task.rows.lanes);
+            task.kernels.emplace_back(*spatial, gaussian_compat, parts, task.rows.lanes);
+            task.kernels.emplace_back(bilateral, bilateral_compat, parts, task.rows.lanes);
+            mean_field(task, threads);
+        } catch (const KeyOverflow&) {
+            return KEY_OVERFLOW;
+        }
+        return OK;
+    });
+}
