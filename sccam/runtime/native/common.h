@@ -10,6 +10,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #define SCCAM_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace sccam {
@@ -82,15 +86,29 @@ private:
     std::atomic<int> arrived_{0}, phase_{0};
 };
 
-// Memory for `count` values that begins on a cache line.
+// Memory that begins on a cache line, or on a huge page where there is enough of it for that to be faster.
+struct Memory {
+    static constexpr size_t LINE = 64, HUGE_PAGE = size_t{1} << 21;
+
+    static std::align_val_t alignment(size_t bytes) { return std::align_val_t{bytes < 2 * HUGE_PAGE ? LINE : HUGE_PAGE}; }
+    static void* get(size_t bytes) {
+        void* const memory = ::operator new(bytes, alignment(bytes));
+#if defined(__linux__)
+        if (bytes >= 2 * HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE);  // a wish; nothing depends on it
+#endif
+        return memory;
+    }
+    static void free(void* memory, size_t bytes) { ::operator delete(memory, alignment(bytes)); }
+};
+
+// Memory for `count` values, not set to anything.
 template <class T>
 class Aligned {
 public:
     explicit Aligned(size_t count = 0)
-        : size_(count),
-          data_(count ? static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})) : nullptr) {}
+        : size_(count), data_(count ? static_cast<T*>(Memory::get(count * sizeof(T))) : nullptr) {}
     Aligned(size_t count, T value) : Aligned(count) { for (size_t n = 0; n < count; ++n) data_[n] = value; }
-    ~Aligned() { if (data_) ::operator delete(data_, std::align_val_t{64}); }
+    ~Aligned() { if (data_) Memory::free(data_, size_ * sizeof(T)); }
     Aligned(Aligned&& other) noexcept : size_(other.size_), data_(other.data_) { other.data_ = nullptr; other.size_ = 0; }
     Aligned(const Aligned&) = delete;
     Aligned& operator=(const Aligned&) = delete;

@@ -101,67 +101,119 @@ inline void write_posteriors(const Task& task, int64_t place, int length, const 
     }
 }
 
-inline Vector power(Vector logit) { return logit < FAINTEST ? all(0) : exponential(logit); }
+inline Vector power(Vector logit) { return logit < FAINTEST ? all(0) : exponential_in_range(logit); }
+
+struct Largest {
+    Vector operator()(Vector a, Vector b) const { return maximum(a, b); }
+};
+struct Sum {
+    Vector operator()(Vector a, Vector b) const { return a + b; }
+};
+
+// Softmax of groups that share vectors, or fill one; `count` lanes in all.
+inline void softmax_within_vectors(float* row, int count, int group_width) {
+    for (int n = 0; n < count; n += LANES) {
+        const Vector logit = load(row + n);
+        const Vector q = power(logit - over_groups(logit, group_width, Largest()));
+        store(row + n, q / over_groups(q, group_width, Sum()));
+    }
+}
+
+// Softmax of one group of whole vectors.
+template <int COUNT>
+void softmax_of_vectors(float* row) {
+    Vector q[COUNT];
+    for (int n = 0; n < COUNT; ++n) q[n] = load(row + n * LANES);
+    Vector most = q[0], total = all(0);
+    for (int n = 1; n < COUNT; ++n) most = maximum(most, q[n]);
+    most = over_groups(most, LANES, Largest());
+    for (int n = 0; n < COUNT; ++n) total += q[n] = power(q[n] - most);
+    total = 1.0f / over_groups(total, LANES, Sum());
+    for (int n = 0; n < COUNT; ++n) store(row + n * LANES, q[n] * total);
+}
+
+inline void softmax_of_vectors(float* row, int count) {
+    Vector most = load(row), total = all(0);
+    for (int n = 1; n < count; ++n) most = maximum(most, load(row + n * LANES));
+    most = over_groups(most, LANES, Largest());
+    for (int n = 0; n < count; ++n) {
+        const Vector q = power(load(row + n * LANES) - most);
+        store(row + n * LANES, q);
+        total += q;
+    }
+    total = 1.0f / over_groups(total, LANES, Sum());
+    for (int n = 0; n < count; ++n) store(row + n * LANES, load(row + n * LANES) * total);
+}
 
 // Softmax of every group of TILE rows, in place.
 inline void softmax(const Rows& rows, float* row) {
-    const auto largest = [](Vector a, Vector b) { return maximum(a, b); };
-    const auto sum = [](Vector a, Vector b) { return a + b; };
-    if (rows.groups[0].vectors == 0) {
-        for (int n = 0; n < TILE * rows.lanes; n += LANES) {
-            const Vector logit = load(row + n);
-            const Vector q = power(logit - over_groups(logit, rows.group_width, largest));
-            store(row + n, q / over_groups(q, rows.group_width, sum));
+    const int lanes = rows.lanes;
+    for (const Rows::Group& group : rows.groups) {
+        if (group.vectors == 0) return softmax_within_vectors(row, TILE * lanes, rows.group_width);
+        float* const first = row + group.first;
+        if (group.vectors == 2) {
+            for (int n = 0; n < TILE; ++n) softmax_of_vectors<2>(first + n * lanes);
+        } else if (group.vectors == 3) {
+            for (int n = 0; n < TILE; ++n) softmax_of_vectors<3>(first + n * lanes);
+        } else {
+            for (int n = 0; n < TILE; ++n) softmax_of_vectors(first + n * lanes, group.vectors);
         }
-        return;
     }
-    for (int n = 0; n < TILE; ++n, row += rows.lanes)
-        for (const Rows::Group& group : rows.groups) {
-            float* first = row + group.first;
-            float* last = first + group.vectors * LANES;
-            Vector most = load(first), total = all(0);
-            for (float* at = first + LANES; at < last; at += LANES) most = maximum(most, load(at));
-            most = over_groups(most, LANES, largest);
-            for (float* at = first; at < last; at += LANES) {
-                const Vector q = power(load(at) - most);
-                store(at, q);
-                total += q;
-            }
-            const Vector inverse = 1.0f / over_groups(total, LANES, sum);
-            for (float* at = first; at < last; at += LANES) store(at, load(at) * inverse);
-        }
 }
 
 // The arithmetic on rows of COUNT vectors of WIDTH lanes; COUNT 0: as many as the task has.
 template <int WIDTH, int COUNT>
 struct RowWork {
     using Row = typename VectorOf<WIDTH>::type;
+    static constexpr int CHUNK = COUNT ? COUNT : 1;  // vectors of a row in registers at a time
 
     static const Row& at(const float* from, int n) { return reinterpret_cast<const Row*>(from)[n]; }
     static Row& at(float* to, int n) { return reinterpret_cast<Row*>(to)[n]; }
     static int64_t lanes(const Task& task) { return COUNT ? WIDTH * COUNT : task.rows.lanes; }
 
-    // row[n] += sum over corners of weight * value
+    // sum[n] += sum over the corners of a pixel of weight * value
     template <int SIDES>
-    static void slice(const Values& values, int64_t pixel, int64_t lanes, float* row) {
-        const uint32_t* corner = values.lattice->corner.data() + pixel * SIDES;
-        const float* weight = values.lattice->weight.data() + pixel * SIDES;
-        const float* blurred = values.blurred();
-        for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n) {
-            Row sum = at(row, n);
-            for (int side = 0; side < SIDES; ++side) sum += weight[side] * at(blurred + corner[side] * lanes, n);
-            at(row, n) = sum;
+    static void gather(const Lattice& lattice, const float* values, int64_t pixel, int64_t lanes, Row (&sum)[CHUNK]) {
+        const uint32_t* corner = lattice.corner.data() + pixel * SIDES;
+        const float* weight = lattice.weight.data() + pixel * SIDES;
+        for (int side = 0; side < SIDES; ++side) {
+            const float* from = values + corner[side] * lanes;
+            for (int n = 0; n < CHUNK; ++n) sum[n] += weight[side] * at(from, n);
         }
     }
 
     // value of each corner += weight * row[n]
     template <int SIDES>
-    static void splat(Values& values, int part, int64_t pixel, int64_t lanes, const float* row) {
-        const uint32_t* corner = values.lattice->corner.data() + pixel * SIDES;
-        const float* weight = values.lattice->weight.data() + pixel * SIDES;
-        float* splatted = values.splatted[part].data();
-        for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n)
-            for (int side = 0; side < SIDES; ++side) at(splatted + corner[side] * lanes, n) += weight[side] * at(row, n);
+    static void scatter(const Lattice& lattice, float* values, int64_t pixel, int64_t lanes, const Row (&row)[CHUNK]) {
+        const uint32_t* corner = lattice.corner.data() + pixel * SIDES;
+        const float* weight = lattice.weight.data() + pixel * SIDES;
+        for (int side = 0; side < SIDES; ++side) {
+            float* to = values + corner[side] * lanes;
+            const float factor = weight[side];
+            for (int n = 0; n < CHUNK; ++n) at(to, n) += factor * row[n];
+        }
+    }
+
+    // row = log scores + messages of both kernels
+    static void slice(const Task& task, int64_t pixel, int64_t lanes, float* row) {
+        const Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
+        for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
+            Row near[CHUNK], alike[CHUNK] = {};
+            for (int n = 0; n < CHUNK; ++n) near[n] = at(task.logits.data() + pixel * lanes + lane, n);
+            gather<3>(*spatial.lattice, spatial.blurred() + lane, pixel, lanes, near);
+            gather<6>(*bilateral.lattice, bilateral.blurred() + lane, pixel, lanes, alike);
+            for (int n = 0; n < CHUNK; ++n) at(row + lane, n) = near[n] + alike[n];
+        }
+    }
+
+    static void splat(Task& task, int part, int64_t pixel, int64_t lanes, const float* row) {
+        Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
+        for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
+            Row q[CHUNK];
+            for (int n = 0; n < CHUNK; ++n) q[n] = at(row + lane, n);
+            scatter<3>(*spatial.lattice, spatial.splatted[part].data() + lane, pixel, lanes, q);
+            scatter<6>(*bilateral.lattice, bilateral.splatted[part].data() + lane, pixel, lanes, q);
+        }
     }
 
     // One update of the pixels of a part.
@@ -178,20 +230,13 @@ struct RowWork {
                 read_logits(task, place, length, rows);
                 std::copy_n(rows, length * lanes, logit);
             } else {
-                std::copy_n(logit, length * lanes, rows);
-                for (int n = 0; n < length; ++n) {
-                    slice<3>(task.kernels[0], pixel + n, lanes, rows + n * lanes);
-                    slice<6>(task.kernels[1], pixel + n, lanes, rows + n * lanes);
-                }
+                for (int n = 0; n < length; ++n) slice(task, pixel + n, lanes, rows + n * lanes);
             }
             softmax(task.rows, rows);
             if (iteration == task.iterations) {
                 write_posteriors(task, place, length, rows);
             } else {
-                for (int n = 0; n < length; ++n) {
-                    splat<3>(task.kernels[0], part, pixel + n, lanes, rows + n * lanes);
-                    splat<6>(task.kernels[1], part, pixel + n, lanes, rows + n * lanes);
-                }
+                for (int n = 0; n < length; ++n) splat(task, part, pixel + n, lanes, rows + n * lanes);
             }
         });
     }

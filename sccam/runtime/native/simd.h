@@ -77,17 +77,20 @@ inline Vector logarithm(Vector x) {
     return __builtin_convertvector(n, Vector) * 0.693147181f + series * s;
 }
 
-// e^x to 1e-7 relative for x in [-87, 88]; smaller x give e^-87, larger ones e^88.
+// e^x to 2e-7 relative for x in [-87, 88] and nothing useful beyond.
 // x = n ln 2 + r, |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7, 2^n through the exponent bits.
-inline Vector exponential(Vector x) {
-    x = minimum(maximum(x, all(-87.0f)), all(88.0f));
-    const Vector scaled = x * 1.44269504f;
-    const Integers n = __builtin_convertvector(scaled + (scaled < 0 ? all(-0.5f) : all(0.5f)), Integers);
-    const Vector whole = __builtin_convertvector(n, Vector);
-    const Vector r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+inline Vector exponential_in_range(Vector x) {
+    const Vector shift = all(12582912.0f);  // 1.5 * 2^23: the sum's last bits are the nearest whole number
+    const Vector shifted = x * 1.44269504f + shift;
+    const Vector n = shifted - shift;
+    const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     Vector sum = all(1.0f / 5040);
     for (float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) sum = sum * r + factor;
-    return sum * reinterpret_cast<const Vector&>(static_cast<const Integers&>((n + 127) << 23));
+    const Integers bits = (reinterpret_cast<const Integers&>(shifted) + 127) << 23;
+    return sum * reinterpret_cast<const Vector&>(bits);
 }
+
+// e^x; x below -87 gives e^-87, above 88 e^88.
+inline Vector exponential(Vector x) { return exponential_in_range(minimum(maximum(x, all(-87.0f)), all(88.0f))); }
 
 }  // namespace sccam
