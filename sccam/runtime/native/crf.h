@@ -28,6 +28,7 @@ struct Rows {
     std::vector<Group> groups;
     int group_width = 1;  // lanes of a group that is no wider than a vector
     int lanes = 0;
+    int used = 0;  // lanes before the last group's padding
 
     explicit Rows(const std::vector<int>& labels) {
         const int most = *std::max_element(labels.begin(), labels.end());
@@ -35,6 +36,7 @@ struct Rows {
         for (int count : labels) {
             const int vectors = most > LANES ? (count + LANES - 1) / LANES : 0;
             groups.push_back({lanes, count, vectors});
+            used = lanes + count;
             lanes += vectors ? vectors * LANES : group_width;
         }
         int width = 4;
@@ -70,7 +72,8 @@ struct Task {
     float* const* posteriors;       // likewise
     float score_floor;
     int parts, iterations;
-    Aligned<float> logits;          // [N lanes], log scores
+    Aligned<float> logits;          // [N used lanes], log scores
+    Aligned<float> padding;         // [lanes], NO_LABEL after the used ones, before them 0
     std::vector<Values> kernels;
 };
 
@@ -199,7 +202,8 @@ struct RowWork {
         const Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
         for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
             Row near[CHUNK], alike[CHUNK] = {};
-            for (int n = 0; n < CHUNK; ++n) near[n] = at(task.logits.data() + pixel * lanes + lane, n);
+            for (int n = 0; n < CHUNK; ++n) near[n] = at(task.logits.data() + pixel * task.rows.used + lane, n);
+            near[CHUNK - 1] += at(task.padding.data() + lane, CHUNK - 1);  // over what is the next pixel's
             gather<3>(*spatial.lattice, spatial.blurred() + lane, pixel, lanes, near);
             gather<6>(*bilateral.lattice, bilateral.blurred() + lane, pixel, lanes, alike);
             for (int n = 0; n < CHUNK; ++n) at(row + lane, n) = near[n] + alike[n];
@@ -218,17 +222,15 @@ struct RowWork {
 
     // One update of the pixels of a part.
     static void update(Task& task, int iteration, int part) {
-        const int64_t lanes = RowWork::lanes(task);
-        Aligned<float>& logits = task.logits;
+        const int64_t lanes = RowWork::lanes(task), used = task.rows.used;
         std::vector<float> buffer(TILE * lanes + LANES, NO_LABEL);
         float* const rows = buffer.data();
         task.tiles.runs(part, task.parts, [&](int64_t pixel, int64_t y, int64_t x, int length) {
             const int64_t place = y * task.tiles.width + x;
-            float* const logit = logits.data() + pixel * lanes;
             if (iteration == 0) {
                 std::fill_n(rows, TILE * lanes, NO_LABEL);
                 read_logits(task, place, length, rows);
-                std::copy_n(rows, length * lanes, logit);
+                for (int n = 0; n < length; ++n) std::copy_n(rows + n * lanes, used, task.logits.data() + (pixel + n) * used);
             } else {
                 for (int n = 0; n < length; ++n) slice(task, pixel + n, lanes, rows + n * lanes);
             }
@@ -371,10 +373,14 @@ SCCAM_EXPORT int sccam_dense_crf(const uint8_t* image, int64_t height, int64_t w
             const auto spatial = spatial_lattices.get(tiles, gaussian_sxy, parts, threads);
             const Lattice bilateral = bilateral_lattice(tiles, image, bilateral_sxy, bilateral_srgb, parts, threads);
             Task task{tiles, Rows(std::vector<int>(labels, labels + unaries)), scores, posteriors,
-                      static_cast<float>(score_floor), static_cast<int>(parts), static_cast<int>(iterations), Aligned<float>(), {}};
-            task.logits = Aligned<float>(tiles.pixels() * task.rows.lanes);
-            task.kernels.emplace_back(*spatial, gaussian_compat, parts, task.rows.lanes);
-            task.kernels.emplace_back(bilateral, bilateral_compat, parts, task.rows.lanes);
+                      static_cast<float>(score_floor), static_cast<int>(parts), static_cast<int>(iterations), Aligned<float>(), Aligned<float>(), {}};
+            const int lanes = task.rows.lanes, used = task.rows.used;
+            task.logits = Aligned<float>(tiles.pixels() * used + lanes);
+            std::fill_n(task.logits.data() + tiles.pixels() * used, lanes, 0.0f);
+            task.padding = Aligned<float>(lanes, NO_LABEL);
+            std::fill_n(task.padding.data(), used, 0.0f);
+            task.kernels.emplace_back(*spatial, gaussian_compat, parts, lanes);
+            task.kernels.emplace_back(bilateral, bilateral_compat, parts, lanes);
             mean_field(task, threads);
         } catch (const KeyOverflow&) {
             return KEY_OVERFLOW;
