@@ -1,8 +1,8 @@
 """Dense CRF by the compiled kernels: all unaries of an image on one lattice, images on threads.
 
 A row of the table `crf`: what it computes is written out in sccam/stages/crf.py, the kernel is native/crf.h.
-Repeats agree to the bit for one number of threads, and an image's posteriors do not depend on the rest of the batch;
-another number of threads sums in another order.
+For one number of threads repeats agree to the bit, and an image's posteriors do not depend on the rest of the batch.
+Another number of threads, up to MOST_PARTS, splits the image into other parts, so sums round differently.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def dense_crfs(
         images: each u8 [H W 3] RGB.
         scores: for each image its unaries, each [c H W] in [0, 1] with its own number of labels c.
         config: kernels and iterations.
-        threads: 0 for all cores. A batch of at least as many images puts an image on each thread, a smaller one
-            puts all threads on one image after the other.
+        threads: 0 for all cores. They are shared out to the images first; what is left over works inside images.
         instruction_set: one of `native.available()`; the best by default.
 
     Raises:
@@ -42,17 +41,19 @@ def dense_crfs(
         BackendUnavailable: the kernels are not compiled.
     """
     check_inputs(images, scores)
-    native.library(instruction_set)
-    threads = threads or native.thread_count()
+    native.library(instruction_set)  # so that an empty batch complains, too
+    threads = threads if threads > 0 else native.thread_count()
     parts = min(threads, MOST_PARTS)
+    images_at_once = max(1, min(threads, len(images)))
+    threads_each = min(parts, threads // images_at_once)
 
-    def posteriors(image: ByteArray, unaries: Sequence[FloatArray], image_threads: int) -> list[FloatArray]:
-        return _dense_crf(image, unaries, config, parts, image_threads, instruction_set) if unaries else []
+    def posteriors(image: ByteArray, unaries: Sequence[FloatArray]) -> list[FloatArray]:
+        return _dense_crf(image, unaries, config, parts, threads_each, instruction_set) if unaries else []
 
-    if threads == 1 or len(images) < threads:
-        return [posteriors(image, unaries, parts) for image, unaries in zip(images, scores, strict=True)]
-    with ThreadPoolExecutor(threads) as pool:  # a kernel runs without Python's lock
-        return list(pool.map(posteriors, images, scores, [1] * len(images)))
+    if images_at_once == 1:
+        return [posteriors(image, unaries) for image, unaries in zip(images, scores, strict=True)]
+    with ThreadPoolExecutor(images_at_once) as pool:  # a kernel runs without Python's lock
+        return list(pool.map(posteriors, images, scores))
 
 
 def _dense_crf(

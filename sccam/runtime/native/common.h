@@ -34,23 +34,34 @@ int guarded(Body&& body) noexcept {
 }
 
 // Calls body(0), ..., body(count - 1) at once, each on its own thread, the first on the caller's.
-// Threads live for one call: they cost microseconds, and a process that forks has none to lose.
+// Threads live for one call: they cost microseconds, and a process that forks has none to lose. None begins before all
+// are there, since they may wait for each other.
 template <class Body>
 void on_threads(int count, Body&& body) {
+    enum State { WAIT, RUN, STOP };
+    std::atomic<State> state{WAIT};
     std::vector<std::thread> others;
-    struct Joined {
-        std::vector<std::thread>& threads;
-        ~Joined() { for (auto& thread : threads) thread.join(); }
-    } joined{others};
     std::vector<std::exception_ptr> errors(count > 0 ? count : 1);
+    struct Joined {
+        std::atomic<State>& state;
+        std::vector<std::thread>& threads;
+        ~Joined() {
+            State waiting = WAIT;
+            state.compare_exchange_strong(waiting, STOP);
+            for (auto& thread : threads) thread.join();
+        }
+    } joined{state, others};
     for (int n = 1; n < count; ++n)
         others.emplace_back([&, n] {
+            while (state == WAIT) std::this_thread::yield();
+            if (state == STOP) return;
             try {
                 body(n);
             } catch (...) {
                 errors[n] = std::current_exception();
             }
         });
+    state = RUN;
     body(0);
     for (auto& thread : others) thread.join();
     others.clear();

@@ -45,25 +45,33 @@ struct Rows {
     }
 };
 
-// The values at the vertices of one lattice.
+// The values at the vertices of one lattice, in two buffers: a blur along an axis reads one and writes the other.
+// The buffer that does not hold the last result is set to zero and takes the next splat.
 struct Values {
     const Lattice* lattice;
-    float weight;                         // of the kernel, with the lattice's alpha
-    std::vector<Aligned<float>> splatted; // [parts][M + 1 lanes]; the row M of every array is zero
-    Aligned<float> even, odd;             // after blurs along even and odd axes
+    float weight;                       // of the kernel, with the lattice's alpha
+    Aligned<float> buffers[2];          // [M + 1 lanes]; row M is zero
+    std::vector<Aligned<float>> others; // what parts after the first splat, likewise
 
     Values(const Lattice& lattice, double compat, int parts, int lanes)
-        : lattice(&lattice), weight(compat / (1 + std::ldexp(1.0, 1 - lattice.sides))), even(0), odd(0) {
+        : lattice(&lattice), weight(compat / (1 + std::ldexp(1.0, 1 - lattice.sides))) {
         const size_t count = (lattice.vertices + 1) * lanes;
-        for (int part = 0; part < parts; ++part) splatted.emplace_back(count, 0.0f);
-        even = Aligned<float>(count);
-        odd = Aligned<float>(count);
-        std::fill_n(even.data() + count - lanes, lanes, 0.0f);
-        std::fill_n(odd.data() + count - lanes, lanes, 0.0f);
+        for (Aligned<float>& buffer : buffers) buffer = Aligned<float>(count);
+        std::fill_n(buffers[0].data(), count, 0.0f);
+        std::fill_n(buffers[1].data() + count - lanes, lanes, 0.0f);
+        for (int part = 1; part < parts; ++part) others.emplace_back(count, 0.0f);
     }
 
-    const float* blurred() const { return lattice->sides % 2 ? even.data() : odd.data(); }
+    // Before the blur along an axis of an iteration; axis `sides`: after all.
+    float* values(int iteration, int axis) {
+        const int first = lattice->sides % 2 ? 0 : iteration % 2;
+        return buffers[(first + axis) % 2].data();
+    }
+    float* blurred(int iteration) { return values(iteration, lattice->sides); }
+    float* splatted(int iteration, int part) { return part ? others[part - 1].data() : values(iteration, 0); }
 };
+
+constexpr int MOST_SIDES = 6;  // of the lattice of positions and colours
 
 struct Task {
     Tiles tiles;
@@ -85,7 +93,8 @@ inline void read_logits(const Task& task, int64_t place, int length, float* out)
         const Rows::Group& group = task.rows.groups[unary];
         for (int label = 0; label < group.labels; ++label) {
             const float* from = task.scores[unary] + label * task.tiles.pixels() + place;
-            for (int n = 0; n < length; ++n) column[n] = from[n];
+            if (length == TILE) std::copy_n(from, TILE, column);
+            else std::copy_n(from, length, column);
             for (int n = 0; n < TILE; n += LANES)
                 store(column + n, logarithm(minimum(maximum(load(column + n), all(task.score_floor)), all(1))));
             for (int n = 0; n < TILE; ++n) out[n * lanes + group.first + label] = column[n];
@@ -198,59 +207,66 @@ struct RowWork {
     }
 
     // row = log scores + messages of both kernels
-    static void slice(const Task& task, int64_t pixel, int64_t lanes, float* row) {
-        const Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
+    static void slice(Task& task, int iteration, int64_t pixel, int64_t lanes, float* row) {
+        Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
         for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
             Row near[CHUNK], alike[CHUNK] = {};
             for (int n = 0; n < CHUNK; ++n) near[n] = at(task.logits.data() + pixel * task.rows.used + lane, n);
             near[CHUNK - 1] += at(task.padding.data() + lane, CHUNK - 1);  // over what is the next pixel's
-            gather<3>(*spatial.lattice, spatial.blurred() + lane, pixel, lanes, near);
-            gather<6>(*bilateral.lattice, bilateral.blurred() + lane, pixel, lanes, alike);
+            gather<3>(*spatial.lattice, spatial.blurred(iteration - 1) + lane, pixel, lanes, near);
+            gather<6>(*bilateral.lattice, bilateral.blurred(iteration - 1) + lane, pixel, lanes, alike);
             for (int n = 0; n < CHUNK; ++n) at(row + lane, n) = near[n] + alike[n];
         }
     }
 
-    static void splat(Task& task, int part, int64_t pixel, int64_t lanes, const float* row) {
+    static void splat(Task& task, int iteration, int part, int64_t pixel, int64_t lanes, const float* row) {
         Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
         for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
             Row q[CHUNK];
             for (int n = 0; n < CHUNK; ++n) q[n] = at(row + lane, n);
-            scatter<3>(*spatial.lattice, spatial.splatted[part].data() + lane, pixel, lanes, q);
-            scatter<6>(*bilateral.lattice, bilateral.splatted[part].data() + lane, pixel, lanes, q);
+            scatter<3>(*spatial.lattice, spatial.splatted(iteration, part) + lane, pixel, lanes, q);
+            scatter<6>(*bilateral.lattice, bilateral.splatted(iteration, part) + lane, pixel, lanes, q);
         }
     }
 
-    // One update of the pixels of a part.
-    static void update(Task& task, int iteration, int part) {
+    // Whole vectors, of which the next pixel overwrites the padding; the last pixel's may be another part's.
+    static void keep_logits(Task& task, int64_t pixel, int length, const float* rows) {
         const int64_t lanes = RowWork::lanes(task), used = task.rows.used;
-        std::vector<float> buffer(TILE * lanes + LANES, NO_LABEL);
-        float* const rows = buffer.data();
+        float* to = task.logits.data() + pixel * used;
+        for (int row = 1; row < length; ++row, to += used, rows += lanes)
+            for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n) at(to, n) = at(rows, n);
+        std::copy_n(rows, used, to);
+    }
+
+    // One update of the pixels of a part.
+    static void update(Task& task, int iteration, int part, float* rows) {
+        const int64_t lanes = RowWork::lanes(task);
         task.tiles.runs(part, task.parts, [&](int64_t pixel, int64_t y, int64_t x, int length) {
             const int64_t place = y * task.tiles.width + x;
             if (iteration == 0) {
                 std::fill_n(rows, TILE * lanes, NO_LABEL);
                 read_logits(task, place, length, rows);
-                for (int n = 0; n < length; ++n) std::copy_n(rows + n * lanes, used, task.logits.data() + (pixel + n) * used);
+                keep_logits(task, pixel, length, rows);
             } else {
-                for (int n = 0; n < length; ++n) slice(task, pixel + n, lanes, rows + n * lanes);
+                for (int n = 0; n < length; ++n) slice(task, iteration, pixel + n, lanes, rows + n * lanes);
             }
             softmax(task.rows, rows);
             if (iteration == task.iterations) {
                 write_posteriors(task, place, length, rows);
             } else {
-                for (int n = 0; n < length; ++n) splat(task, part, pixel + n, lanes, rows + n * lanes);
+                for (int n = 0; n < length; ++n) splat(task, iteration, part, pixel + n, lanes, rows + n * lanes);
             }
         });
     }
 
     // The first part's values become the sum of all parts'; the others' become zero.
-    static void add_up(Task& task, Values& values, Share share) {
+    static void add_up(Task& task, Values& values, int iteration, Share share) {
         const int64_t lanes = RowWork::lanes(task);
         for (int part = 1; part < task.parts; ++part) {
             const int64_t first = std::max(share.first, values.lattice->first[part]) * lanes;
             const int64_t last = std::min(share.last, values.lattice->last[part]) * lanes;
-            float* const sum = values.splatted[0].data();
-            float* const other = values.splatted[part].data();
+            float* const sum = values.splatted(iteration, 0);
+            float* const other = values.splatted(iteration, part);
             for (int64_t n = first; n < last; n += WIDTH) {
                 at(sum + n, 0) += at(other + n, 0);
                 at(other + n, 0) = Row{};
@@ -258,11 +274,11 @@ struct RowWork {
         }
     }
 
-    static void blur(Task& task, Values& values, int axis, Share share) {
+    static void blur(Task& task, Values& values, int iteration, int axis, Share share) {
         const int64_t lanes = RowWork::lanes(task), M = values.lattice->vertices;
         const uint32_t* const pairs = values.lattice->neighbour.data() + axis * M * 2;
-        const float* const from = axis == 0 ? values.splatted[0].data() : axis % 2 ? values.even.data() : values.odd.data();
-        float* const to = axis % 2 ? values.odd.data() : values.even.data();
+        const float* const from = values.values(iteration, axis);
+        float* const to = values.values(iteration, axis + 1);
         const float weight = axis + 1 == values.lattice->sides ? values.weight : 1;
         for (int64_t v = share.first; v < share.last; ++v) {
             const float* one = from + pairs[2 * v] * lanes;
@@ -270,23 +286,32 @@ struct RowWork {
             for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n)
                 at(to + v * lanes, n) = weight * (at(from + v * lanes, n) + 0.5f * (at(one, n) + at(other, n)));
         }
-        if (axis == 1)  // what was splatted has been read
-            std::fill(values.splatted[0].data() + share.first * lanes, values.splatted[0].data() + share.last * lanes, 0.0f);
+    }
+
+    static void clear(Task& task, Values& values, int iteration, Share share) {
+        const int64_t lanes = RowWork::lanes(task);
+        float* const next = values.splatted(iteration + 1, 0);
+        std::fill(next + share.first * lanes, next + share.last * lanes, 0.0f);
     }
 
     static void mean_field(Task& task, int threads) {
         Barrier barrier(threads);
+        std::vector<Aligned<float>> rows;  // of a run, for each thread; from here on nothing can fail
+        for (int thread = 0; thread < threads; ++thread) rows.emplace_back(TILE * lanes(task), 0.0f);
         on_threads(threads, [&](int thread) {
             for (int iteration = 0; iteration <= task.iterations; ++iteration) {
                 const Share parts(task.parts, thread, threads);
-                for (int64_t part = parts.first; part < parts.last; ++part) update(task, iteration, part);
+                for (int64_t part = parts.first; part < parts.last; ++part) update(task, iteration, part, rows[thread].data());
                 if (iteration == task.iterations) return;
                 barrier.wait();
-                for (Values& values : task.kernels) add_up(task, values, Share(values.lattice->vertices, thread, threads));
+                for (Values& values : task.kernels) add_up(task, values, iteration, Share(values.lattice->vertices, thread, threads));
                 barrier.wait();
-                for (int axis = 0; axis < 6; ++axis) {
-                    for (Values& values : task.kernels)
-                        if (axis < values.lattice->sides) blur(task, values, axis, Share(values.lattice->vertices, thread, threads));
+                for (int axis = 0; axis <= MOST_SIDES; ++axis) {
+                    for (Values& values : task.kernels) {
+                        const Share share(values.lattice->vertices, thread, threads);
+                        if (axis < values.lattice->sides) blur(task, values, iteration, axis, share);
+                        if (axis == values.lattice->sides) clear(task, values, iteration, share);
+                    }
                     barrier.wait();
                 }
             }
@@ -373,7 +398,7 @@ SCCAM_EXPORT int sccam_dense_crf(const uint8_t* image, int64_t height, int64_t w
             const auto spatial = spatial_lattices.get(tiles, gaussian_sxy, parts, threads);
             const Lattice bilateral = bilateral_lattice(tiles, image, bilateral_sxy, bilateral_srgb, parts, threads);
             Task task{tiles, Rows(std::vector<int>(labels, labels + unaries)), scores, posteriors,
-                      static_cast<float>(score_floor), static_cast<int>(parts), static_cast<int>(iterations), Aligned<float>(), Aligned<float>(), {}};
+                      static_cast<float>(score_floor), static_cast<int>(parts), static_cast<int>(std::max<int64_t>(iterations, 0)), Aligned<float>(), Aligned<float>(), {}};
             const int lanes = task.rows.lanes, used = task.rows.used;
             task.logits = Aligned<float>(tiles.pixels() * used + lanes);
             std::fill_n(task.logits.data() + tiles.pixels() * used, lanes, 0.0f);
