@@ -27,8 +27,9 @@ struct Rows {
     };
     std::vector<Group> groups;
     int group_width = 1;  // lanes of a group that is no wider than a vector
-    int lanes = 0;
-    int used = 0;  // lanes before the last group's padding
+    int used = 0;         // lanes before the last group's padding
+    int lanes = 0;        // of a vertex
+    int stride = 0;       // lanes of a pixel while it is worked on: whole vectors if more than one
 
     explicit Rows(const std::vector<int>& labels) {
         const int most = *std::max_element(labels.begin(), labels.end());
@@ -41,7 +42,8 @@ struct Rows {
         }
         int width = 4;
         while (width < lanes && width < LANES) width *= 2;
-        lanes = (lanes + width - 1) / width * width;
+        stride = lanes = (lanes + width - 1) / width * width;
+        if (LANES == 16 && used > 16 && used <= 24) lanes = 24;  // two thirds of the memory, three half vectors
     }
 };
 
@@ -85,9 +87,9 @@ struct Task {
     std::vector<Values> kernels;
 };
 
-// log of the scores of a run, to `out` [TILE lanes].
+// log of the scores of a run, to `out` [TILE stride].
 inline void read_logits(const Task& task, int64_t place, int length, float* out) {
-    const int lanes = task.rows.lanes;
+    const int stride = task.rows.stride;
     float column[TILE] = {};
     for (size_t unary = 0; unary < task.rows.groups.size(); ++unary) {
         const Rows::Group& group = task.rows.groups[unary];
@@ -97,18 +99,18 @@ inline void read_logits(const Task& task, int64_t place, int length, float* out)
             else std::copy_n(from, length, column);
             for (int n = 0; n < TILE; n += LANES)
                 store(column + n, logarithm(minimum(maximum(load(column + n), all(task.score_floor)), all(1))));
-            for (int n = 0; n < TILE; ++n) out[n * lanes + group.first + label] = column[n];
+            for (int n = 0; n < TILE; ++n) out[n * stride + group.first + label] = column[n];
         }
     }
 }
 
 inline void write_posteriors(const Task& task, int64_t place, int length, const float* row) {
-    const int lanes = task.rows.lanes;
+    const int stride = task.rows.stride;
     for (size_t unary = 0; unary < task.rows.groups.size(); ++unary) {
         const Rows::Group& group = task.rows.groups[unary];
         for (int label = 0; label < group.labels; ++label) {
             float* to = task.posteriors[unary] + label * task.tiles.pixels() + place;
-            for (int n = 0; n < length; ++n) to[n] = row[n * lanes + group.first + label];
+            for (int n = 0; n < length; ++n) to[n] = row[n * stride + group.first + label];
         }
     }
 }
@@ -159,16 +161,16 @@ inline void softmax_of_vectors(float* row, int count) {
 
 // Softmax of every group of TILE rows, in place.
 inline void softmax(const Rows& rows, float* row) {
-    const int lanes = rows.lanes;
+    const int stride = rows.stride;
     for (const Rows::Group& group : rows.groups) {
-        if (group.vectors == 0) return softmax_within_vectors(row, TILE * lanes, rows.group_width);
+        if (group.vectors == 0) return softmax_within_vectors(row, TILE * stride, rows.group_width);
         float* const first = row + group.first;
         if (group.vectors == 2) {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors<2>(first + n * lanes);
+            for (int n = 0; n < TILE; ++n) softmax_of_vectors<2>(first + n * stride);
         } else if (group.vectors == 3) {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors<3>(first + n * lanes);
+            for (int n = 0; n < TILE; ++n) softmax_of_vectors<3>(first + n * stride);
         } else {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors(first + n * lanes, group.vectors);
+            for (int n = 0; n < TILE; ++n) softmax_of_vectors(first + n * stride, group.vectors);
         }
     }
 }
@@ -217,6 +219,7 @@ struct RowWork {
             gather<6>(*bilateral.lattice, bilateral.blurred(iteration - 1) + lane, pixel, lanes, alike);
             for (int n = 0; n < CHUNK; ++n) at(row + lane, n) = near[n] + alike[n];
         }
+        for (int64_t lane = lanes; lane < task.rows.stride; lane += WIDTH) at(row + lane, 0) = Row{} + NO_LABEL;
     }
 
     static void splat(Task& task, int iteration, int part, int64_t pixel, int64_t lanes, const float* row) {
@@ -231,30 +234,30 @@ struct RowWork {
 
     // Whole vectors, of which the next pixel overwrites the padding; the last pixel's may be another part's.
     static void keep_logits(Task& task, int64_t pixel, int length, const float* rows) {
-        const int64_t lanes = RowWork::lanes(task), used = task.rows.used;
+        const int64_t lanes = RowWork::lanes(task), used = task.rows.used, stride = task.rows.stride;
         float* to = task.logits.data() + pixel * used;
-        for (int row = 1; row < length; ++row, to += used, rows += lanes)
+        for (int row = 1; row < length; ++row, to += used, rows += stride)
             for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n) at(to, n) = at(rows, n);
         std::copy_n(rows, used, to);
     }
 
     // One update of the pixels of a part.
     static void update(Task& task, int iteration, int part, float* rows) {
-        const int64_t lanes = RowWork::lanes(task);
+        const int64_t lanes = RowWork::lanes(task), stride = task.rows.stride;
         task.tiles.runs(part, task.parts, [&](int64_t pixel, int64_t y, int64_t x, int length) {
             const int64_t place = y * task.tiles.width + x;
             if (iteration == 0) {
-                std::fill_n(rows, TILE * lanes, NO_LABEL);
+                std::fill_n(rows, TILE * stride, NO_LABEL);
                 read_logits(task, place, length, rows);
                 keep_logits(task, pixel, length, rows);
             } else {
-                for (int n = 0; n < length; ++n) slice(task, iteration, pixel + n, lanes, rows + n * lanes);
+                for (int n = 0; n < length; ++n) slice(task, iteration, pixel + n, lanes, rows + n * stride);
             }
             softmax(task.rows, rows);
             if (iteration == task.iterations) {
                 write_posteriors(task, place, length, rows);
             } else {
-                for (int n = 0; n < length; ++n) splat(task, iteration, part, pixel + n, lanes, rows + n * lanes);
+                for (int n = 0; n < length; ++n) splat(task, iteration, part, pixel + n, lanes, rows + n * stride);
             }
         });
     }
@@ -297,7 +300,7 @@ struct RowWork {
     static void mean_field(Task& task, int threads) {
         Barrier barrier(threads);
         std::vector<Aligned<float>> rows;  // of a run, for each thread; from here on nothing can fail
-        for (int thread = 0; thread < threads; ++thread) rows.emplace_back(TILE * lanes(task), 0.0f);
+        for (int thread = 0; thread < threads; ++thread) rows.emplace_back(TILE * task.rows.stride, 0.0f);
         on_threads(threads, [&](int thread) {
             for (int iteration = 0; iteration <= task.iterations; ++iteration) {
                 const Share parts(task.parts, thread, threads);
@@ -375,6 +378,7 @@ inline void mean_field(Task& task, int threads) {
     const int lanes = task.rows.lanes;
     if constexpr (LANES > 4) if (lanes == 4) return RowWork<4, 1>::mean_field(task, threads);
     if constexpr (LANES > 8) if (lanes == 8) return RowWork<8, 1>::mean_field(task, threads);
+    if constexpr (LANES > 8) if (lanes == 24) return RowWork<8, 3>::mean_field(task, threads);
     if (lanes == LANES) return RowWork<LANES, 1>::mean_field(task, threads);
     if (lanes == 2 * LANES) return RowWork<LANES, 2>::mean_field(task, threads);
     if (lanes == 3 * LANES) return RowWork<LANES, 3>::mean_field(task, threads);
