@@ -30,7 +30,9 @@ TABLE: dict[str, dict[str, str]] = {
         "portable": "sccam.runtime.portable:random_walks",
     },
     "crf": {
-        "portable": "sccam.runtime.portable:dense_crfs",
+        "native": "sccam.runtime.crf_native:dense_crfs",
+        "portable": "sccam.runtime.crf_portable:dense_crfs",
+        "pydensecrf": "sccam.runtime.crf_pydensecrf:dense_crfs",
     },
     "merge": {
         "native": "sccam.runtime.merge_native:merge_maps",

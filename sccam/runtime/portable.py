@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sccam.stages.crf import PSA, CrfConfig, dense_crf
 from sccam.stages.walk import WalkConfig, random_walk
-from sccam.structures import AffinityField, ByteArray, FloatArray, IntArray
+from sccam.structures import AffinityField, FloatArray, IntArray
 
 
 def affinity_fields(features: Sequence[FloatArray], offsets: IntArray, stride: int) -> list[AffinityField]:
@@ -25,10 +24,3 @@ def random_walks(
 ) -> list[FloatArray]:
     """`stages.walk.random_walk` of several images."""
     return [random_walk(one, affinity, config) for one, affinity in zip(scores, affinities, strict=True)]
-
-
-def dense_crfs(
-    images: Sequence[ByteArray], scores: Sequence[Sequence[FloatArray]], config: CrfConfig = PSA
-) -> list[list[FloatArray]]:
-    """`stages.crf.dense_crf` of several images, each with one or more sets of scores."""
-    return [[dense_crf(image, one, config) for one in several] for image, several in zip(images, scores, strict=True)]
