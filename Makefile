@@ -26,7 +26,7 @@ check: $(READY_DEV)
 $(READY): pyproject.toml $(wildcard sccam/runtime/native/*.h sccam/runtime/native/*.cpp)
 	@echo "making .venv with $(PYTHON): torch and the rest are downloaded once, this takes minutes"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --editable '.[crf,export]'
+	@$(BIN)/python -m pip install --quiet --editable '.[export]'
 	@touch $@
 
 $(READY_DEV): $(READY)

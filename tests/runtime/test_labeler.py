@@ -81,7 +81,6 @@ def test_a_map_reads_back_as_it_was_but_for_half_precision(tmp_path, rng, tolera
 
 
 def test_affinity_labels_count_the_classes_of_the_image_on_the_affinity_grid(image, stored, tmp_path):
-    pytest.importorskip("pydensecrf")
     affinity_label_job(image, stored, tmp_path / "out.png", MAP_STRIDE, STRIDE, ALPHAS, CRF, ROWS)
     labels = read_mask(tmp_path / "out.png")
     assert labels.shape == GRID
@@ -91,7 +90,6 @@ def test_affinity_labels_count_the_classes_of_the_image_on_the_affinity_grid(ima
 
 def test_a_cell_on_which_the_two_backgrounds_disagree_is_unsure(image, tmp_path):
     """At a score of 0.2, (1 - 0.2)^4 is more and (1 - 0.2)^32 is less than the class: neither is sure."""
-    pytest.importorskip("pydensecrf")
     scores = np.zeros((1, 12, 15), np.float32)
     scores[0, :, 5:10], scores[0, :, 10:] = 0.2, 0.9
     save_map(tmp_path / "map.npz", ActivationMap(scores, CLASSES[:1]), (HEIGHT, WIDTH))
@@ -120,8 +118,6 @@ def test_without_affinities_the_walk_leaves_each_cell_its_mean(stored, tmp_path,
 
 @pytest.mark.parametrize("crf", [True, False])
 def test_pseudo_labels_are_background_present_classes_and_ignore(image, stored, tmp_path, crf):
-    if crf:
-        pytest.importorskip("pydensecrf")
     walked, out = walk(stored, tmp_path / "walked.npz", value=0.1), tmp_path / "label.png"
     pseudo_label_job(image, walked, out, STRIDE, PseudoLabelConfig(use_crf=crf, crf=CRF), ROWS)
     index = read_mask(out, class_count=5)
@@ -140,7 +136,6 @@ def test_an_image_without_classes_goes_through_all_jobs_as_background(image, emp
 
 
 def test_refining_follows_the_probabilities_where_they_are_sure(image, tmp_path):
-    pytest.importorskip("pydensecrf")
     probabilities = np.full((3, HEIGHT, WIDTH), 0.01, np.float32)
     probabilities[0] = 0.98
     probabilities[:, 8:36, 4:24] = np.array([0.01, 0.01, 0.98], np.float32)[:, None, None]
