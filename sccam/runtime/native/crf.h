@@ -87,30 +87,65 @@ struct Task {
     std::vector<Values> kernels;
 };
 
-// log of the scores of a run, to `out` [TILE stride].
-inline void read_logits(const Task& task, int64_t place, int length, float* out) {
+// A run of one label's plane, as long as it is, and TILE values of it.
+inline void copy_run(const float* from, int length, float* to) {
+    if (length == TILE) std::copy_n(from, TILE, to);  // a known length is one instruction or two
+    else std::copy_n(from, length, to);
+}
+
+// Logarithms of the scores of a run, to `rows` [TILE stride].
+inline void read_logits(const Task& task, int64_t place, int length, float* rows) {
     const int stride = task.rows.stride;
-    float column[TILE] = {};
+    std::fill_n(rows, TILE * stride, NO_LABEL);
+    float column[LANES][TILE] = {};  // of some labels at a time, as many as fill a vector
     for (size_t unary = 0; unary < task.rows.groups.size(); ++unary) {
         const Rows::Group& group = task.rows.groups[unary];
-        for (int label = 0; label < group.labels; ++label) {
-            const float* from = task.scores[unary] + label * task.tiles.pixels() + place;
-            if (length == TILE) std::copy_n(from, TILE, column);
-            else std::copy_n(from, length, column);
-            for (int n = 0; n < TILE; n += LANES)
-                store(column + n, logarithm(minimum(maximum(load(column + n), all(task.score_floor)), all(1))));
-            for (int n = 0; n < TILE; ++n) out[n * stride + group.first + label] = column[n];
+        for (int first = 0; first < group.labels; first += LANES) {
+            const int labels = std::min(LANES, group.labels - first);
+            for (int label = 0; label < labels; ++label) {
+                copy_run(task.scores[unary] + (first + label) * task.tiles.pixels() + place, length, column[label]);
+                for (int n = 0; n < TILE; n += LANES) {
+                    const Vector score = load(column[label] + n);
+                    store(column[label] + n, logarithm(minimum(maximum(score, all(task.score_floor)), all(1))));
+                }
+            }
+            float* const to = rows + group.first + first;
+            if (group.vectors == 0) {
+                for (int label = 0; label < labels; ++label)
+                    for (int n = 0; n < TILE; ++n) to[n * stride + label] = column[label][n];
+                continue;
+            }
+            for (int n = 0; n < TILE; n += LANES) {
+                Vector block[LANES];
+                for (int label = 0; label < LANES; ++label) block[label] = label < labels ? load(column[label] + n) : all(NO_LABEL);
+                transpose(block);
+                for (int pixel = 0; pixel < LANES; ++pixel) store(to + (n + pixel) * stride, block[pixel]);
+            }
         }
     }
 }
 
-inline void write_posteriors(const Task& task, int64_t place, int length, const float* row) {
+inline void write_posteriors(const Task& task, int64_t place, int length, const float* rows) {
     const int stride = task.rows.stride;
     for (size_t unary = 0; unary < task.rows.groups.size(); ++unary) {
         const Rows::Group& group = task.rows.groups[unary];
-        for (int label = 0; label < group.labels; ++label) {
-            float* to = task.posteriors[unary] + label * task.tiles.pixels() + place;
-            for (int n = 0; n < length; ++n) to[n] = row[n * stride + group.first + label];
+        float column[LANES][TILE];
+        for (int first = 0; first < group.labels; first += LANES) {
+            const int labels = std::min(LANES, group.labels - first);
+            const float* const from = rows + group.first + first;
+            if (group.vectors == 0) {
+                for (int label = 0; label < labels; ++label)
+                    for (int n = 0; n < TILE; ++n) column[label][n] = from[n * stride + label];
+            } else {
+                for (int n = 0; n < TILE; n += LANES) {
+                    Vector block[LANES];
+                    for (int pixel = 0; pixel < LANES; ++pixel) block[pixel] = load(from + (n + pixel) * stride);
+                    transpose(block);
+                    for (int label = 0; label < LANES; ++label) store(column[label] + n, block[label]);
+                }
+            }
+            for (int label = 0; label < labels; ++label)
+                copy_run(column[label], length, task.posteriors[unary] + (first + label) * task.tiles.pixels() + place);
         }
     }
 }
@@ -247,7 +282,6 @@ struct RowWork {
         task.tiles.runs(part, task.parts, [&](int64_t pixel, int64_t y, int64_t x, int length) {
             const int64_t place = y * task.tiles.width + x;
             if (iteration == 0) {
-                std::fill_n(rows, TILE * stride, NO_LABEL);
                 read_logits(task, place, length, rows);
                 keep_logits(task, pixel, length, rows);
             } else {
