@@ -220,51 +220,68 @@ struct RowWork {
     static Row& at(float* to, int n) { return reinterpret_cast<Row*>(to)[n]; }
     static int64_t lanes(const Task& task) { return COUNT ? WIDTH * COUNT : task.rows.lanes; }
 
-    // sum[n] += sum over the corners of a pixel of weight * value
-    template <int SIDES>
-    static void gather(const Lattice& lattice, const float* values, int64_t pixel, int64_t lanes, Row (&sum)[CHUNK]) {
-        const uint32_t* corner = lattice.corner.data() + pixel * SIDES;
-        const float* weight = lattice.weight.data() + pixel * SIDES;
-        for (int side = 0; side < SIDES; ++side) {
-            const float* from = values + corner[side] * lanes;
-            for (int n = 0; n < CHUNK; ++n) sum[n] += weight[side] * at(from, n);
-        }
-    }
+    // The corners of one pixel after the other and what is read or written there; a local copy, which no store can change.
+    template <int SIDES, class Float>
+    struct Corners {
+        const uint32_t* corner;
+        const float* weight;
+        Float* values;
 
-    // value of each corner += weight * row[n]
-    template <int SIDES>
-    static void scatter(const Lattice& lattice, float* values, int64_t pixel, int64_t lanes, const Row (&row)[CHUNK]) {
-        const uint32_t* corner = lattice.corner.data() + pixel * SIDES;
-        const float* weight = lattice.weight.data() + pixel * SIDES;
-        for (int side = 0; side < SIDES; ++side) {
-            float* to = values + corner[side] * lanes;
-            const float factor = weight[side];
-            for (int n = 0; n < CHUNK; ++n) at(to, n) += factor * row[n];
-        }
-    }
+        Corners(const Lattice& lattice, int64_t pixel, Float* values)
+            : corner(lattice.corner.data() + pixel * SIDES), weight(lattice.weight.data() + pixel * SIDES), values(values) {}
+        void next() { corner += SIDES, weight += SIDES; }
 
-    // row = log scores + messages of both kernels
-    static void slice(Task& task, int iteration, int64_t pixel, int64_t lanes, float* row) {
+        // sum[n] += weight * value, over the corners
+        void gather(int64_t lanes, int64_t lane, Row (&sum)[CHUNK]) const {
+            for (int side = 0; side < SIDES; ++side) {
+                const float* from = values + corner[side] * lanes + lane;
+                for (int n = 0; n < CHUNK; ++n) sum[n] += weight[side] * at(from, n);
+            }
+        }
+
+        // value of each corner += weight * row[n]
+        void scatter(int64_t lanes, int64_t lane, const Row (&row)[CHUNK]) const {
+            for (int side = 0; side < SIDES; ++side) {
+                float* to = values + corner[side] * lanes + lane;
+                const float factor = weight[side];
+                for (int n = 0; n < CHUNK; ++n) at(to, n) += factor * row[n];
+            }
+        }
+    };
+
+    // rows = log scores + messages of both kernels
+    static void slice(Task& task, int iteration, int64_t pixel, int length, float* rows) {
+        const int64_t lanes = RowWork::lanes(task), stride = task.rows.stride, used = task.rows.used;
         Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
-        for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
-            Row near[CHUNK], alike[CHUNK] = {};
-            for (int n = 0; n < CHUNK; ++n) near[n] = at(task.logits.data() + pixel * task.rows.used + lane, n);
-            near[CHUNK - 1] += at(task.padding.data() + lane, CHUNK - 1);  // over what is the next pixel's
-            gather<3>(*spatial.lattice, spatial.blurred(iteration - 1) + lane, pixel, lanes, near);
-            gather<6>(*bilateral.lattice, bilateral.blurred(iteration - 1) + lane, pixel, lanes, alike);
-            for (int n = 0; n < CHUNK; ++n) at(row + lane, n) = near[n] + alike[n];
+        Corners<3, const float> near(*spatial.lattice, pixel, spatial.blurred(iteration - 1));
+        Corners<6, const float> alike(*bilateral.lattice, pixel, bilateral.blurred(iteration - 1));
+        const float* logit = task.logits.data() + pixel * used;
+        const float* const padding = task.padding.data();
+        for (float* const end = rows + length * stride; rows < end; rows += stride, logit += used, near.next(), alike.next()) {
+            for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
+                Row sum[CHUNK], other[CHUNK] = {};
+                for (int n = 0; n < CHUNK; ++n) sum[n] = at(logit + lane, n);
+                sum[CHUNK - 1] += at(padding + lane, CHUNK - 1);  // over what is the next pixel's
+                near.gather(lanes, lane, sum);
+                alike.gather(lanes, lane, other);
+                for (int n = 0; n < CHUNK; ++n) at(rows + lane, n) = sum[n] + other[n];
+            }
+            for (int64_t lane = lanes; lane < stride; lane += WIDTH) at(rows + lane, 0) = Row{} + NO_LABEL;
         }
-        for (int64_t lane = lanes; lane < task.rows.stride; lane += WIDTH) at(row + lane, 0) = Row{} + NO_LABEL;
     }
 
-    static void splat(Task& task, int iteration, int part, int64_t pixel, int64_t lanes, const float* row) {
+    static void splat(Task& task, int iteration, int part, int64_t pixel, int length, const float* rows) {
+        const int64_t lanes = RowWork::lanes(task), stride = task.rows.stride;
         Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
-        for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
-            Row q[CHUNK];
-            for (int n = 0; n < CHUNK; ++n) q[n] = at(row + lane, n);
-            scatter<3>(*spatial.lattice, spatial.splatted(iteration, part) + lane, pixel, lanes, q);
-            scatter<6>(*bilateral.lattice, bilateral.splatted(iteration, part) + lane, pixel, lanes, q);
-        }
+        Corners<3, float> near(*spatial.lattice, pixel, spatial.splatted(iteration, part));
+        Corners<6, float> alike(*bilateral.lattice, pixel, bilateral.splatted(iteration, part));
+        for (const float* const end = rows + length * stride; rows < end; rows += stride, near.next(), alike.next())
+            for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
+                Row q[CHUNK];
+                for (int n = 0; n < CHUNK; ++n) q[n] = at(rows + lane, n);
+                near.scatter(lanes, lane, q);
+                alike.scatter(lanes, lane, q);
+            }
     }
 
     // Whole vectors, of which the next pixel overwrites the padding; the last pixel's may be another part's.
@@ -278,20 +295,19 @@ struct RowWork {
 
     // One update of the pixels of a part.
     static void update(Task& task, int iteration, int part, float* rows) {
-        const int64_t lanes = RowWork::lanes(task), stride = task.rows.stride;
         task.tiles.runs(part, task.parts, [&](int64_t pixel, int64_t y, int64_t x, int length) {
             const int64_t place = y * task.tiles.width + x;
             if (iteration == 0) {
                 read_logits(task, place, length, rows);
                 keep_logits(task, pixel, length, rows);
             } else {
-                for (int n = 0; n < length; ++n) slice(task, iteration, pixel + n, lanes, rows + n * stride);
+                slice(task, iteration, pixel, length, rows);
             }
             softmax(task.rows, rows);
             if (iteration == task.iterations) {
                 write_posteriors(task, place, length, rows);
             } else {
-                for (int n = 0; n < length; ++n) splat(task, iteration, part, pixel + n, lanes, rows + n * stride);
+                splat(task, iteration, part, pixel, length, rows);
             }
         });
     }
