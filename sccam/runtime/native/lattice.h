@@ -53,48 +53,44 @@ struct Tiles {
     }
 };
 
-// Vertices by key: open addressing, at most half full.
+// Vertices by key: open addressing, at most half full. Slots hold numbers only, so that they stay in the cache.
 class VertexTable {
 public:
-    explicit VertexTable(int bits = 12) : bits_(bits), slots_(size_t{1} << bits) {}
-
     // The number of a vertex, a new one if it was not there.
     int32_t number(uint64_t key) {
-        size_t at = place(key);
-        if (slots_[at].key == key) return slots_[at].number;
-        slots_[at] = {key, static_cast<int32_t>(keys_.size())};
+        const size_t at = place(key);
+        if (slots_[at] != EMPTY) return slots_[at];
+        const int32_t number = static_cast<int32_t>(keys_.size());
+        slots_[at] = number;
         keys_.push_back(key);
         if (2 * keys_.size() > slots_.size()) grow();
-        return static_cast<int32_t>(keys_.size() - 1);
+        return number;
     }
 
     // The number of a vertex, or `otherwise`.
     int32_t find(uint64_t key, int32_t otherwise) const {
-        const Slot& slot = slots_[place(key)];
-        return slot.key == key ? slot.number : otherwise;
+        const int32_t number = slots_[place(key)];
+        return number == EMPTY ? otherwise : number;
     }
 
     const std::vector<uint64_t>& keys() const { return keys_; }
 
 private:
-    struct Slot {
-        uint64_t key = 0;  // no vertex has key 0, since quotients stay away from the end of their range
-        int32_t number = 0;
-    };
+    static constexpr int32_t EMPTY = -1;
 
     size_t place(uint64_t key) const {
         size_t at = key * 0x9E3779B97F4A7C15u >> (64 - bits_);  // 2^64 / golden ratio
-        while (slots_[at].key != 0 && slots_[at].key != key) at = (at + 1) & (slots_.size() - 1);
+        while (slots_[at] != EMPTY && keys_[slots_[at]] != key) at = (at + 1) & (slots_.size() - 1);
         return at;
     }
 
     void grow() {
-        slots_.assign(size_t{1} << ++bits_, Slot{});
-        for (size_t n = 0; n < keys_.size(); ++n) slots_[place(keys_[n])] = {keys_[n], static_cast<int32_t>(n)};
+        slots_.assign(size_t{1} << ++bits_, EMPTY);
+        for (size_t n = 0; n < keys_.size(); ++n) slots_[place(keys_[n])] = static_cast<int32_t>(n);
     }
 
-    int bits_;
-    std::vector<Slot> slots_;
+    int bits_ = 12;
+    std::vector<int32_t> slots_ = std::vector<int32_t>(size_t{1} << bits_, EMPTY);
     std::vector<uint64_t> keys_;
 };
 
