@@ -11,41 +11,12 @@
 #include <mutex>
 
 #include "common.h"
+#include "crf_rows.h"
 #include "lattice.h"
 #include "simd.h"
 
 namespace sccam {
 namespace crf {
-
-constexpr float NO_LABEL = -1e30f;  // log score of a lane without label
-constexpr float FAINTEST = -60;     // e^-60 of the largest counts as zero; so no sum is a denormal number, which is slow
-
-// Which lanes of a row belong to which unary.
-struct Rows {
-    struct Group {
-        int first, labels, vectors;  // first lane; whole vectors, 0 where several groups share one
-    };
-    std::vector<Group> groups;
-    int group_width = 1;  // lanes of a group that is no wider than a vector
-    int used = 0;         // lanes before the last group's padding
-    int lanes = 0;        // of a vertex
-    int stride = 0;       // lanes of a pixel while it is worked on: whole vectors if more than one
-
-    explicit Rows(const std::vector<int>& labels) {
-        const int most = *std::max_element(labels.begin(), labels.end());
-        while (group_width < most && group_width < LANES) group_width *= 2;
-        for (int count : labels) {
-            const int vectors = most > LANES ? (count + LANES - 1) / LANES : 0;
-            groups.push_back({lanes, count, vectors});
-            used = lanes + count;
-            lanes += vectors ? vectors * LANES : group_width;
-        }
-        int width = 4;
-        while (width < lanes && width < LANES) width *= 2;
-        stride = lanes = (lanes + width - 1) / width * width;
-        if (LANES == 16 && used > 16 && used <= 24) lanes = 24;  // two thirds of the memory, three half vectors
-    }
-};
 
 // The values at the vertices of one lattice, in two buffers: a blur along an axis reads one and writes the other.
 // The buffer that does not hold the last result is set to zero and takes the next splat.
@@ -77,138 +48,27 @@ constexpr int MOST_SIDES = 6;  // of the lattice of positions and colours
 
 struct Task {
     Tiles tiles;
-    Rows rows;
-    const float* const* scores;     // [unaries][labels H W]
-    float* const* posteriors;       // likewise
-    float score_floor;
+    Planes planes;
+    Rows rows;              // of the planes
     int parts, iterations;
-    Aligned<float> logits;          // [N used lanes], log scores
-    Aligned<float> padding;         // [lanes], NO_LABEL after the used ones, before them 0
+    Aligned<float> logits;  // [N used lanes], log scores; a whole vector may be read at the last
+    Aligned<float> padding; // [lanes], NO_LABEL after the used ones, before them 0
     std::vector<Values> kernels;
+
+    Task(const Tiles& tiles, const Planes& planes, int parts, int iterations)
+        : tiles(tiles),
+          planes(planes),
+          rows(planes.rows),
+          parts(parts),
+          iterations(iterations),
+          logits(tiles.pixels() * rows.used + rows.lanes),
+          padding(rows.lanes, NO_LABEL) {
+        std::fill_n(logits.data() + tiles.pixels() * rows.used, rows.lanes, 0.0f);
+        std::fill_n(padding.data(), rows.used, 0.0f);
+    }
+
+    void add_kernel(const Lattice& lattice, double compat) { kernels.emplace_back(lattice, compat, parts, rows.lanes); }
 };
-
-// A run of one label's plane, as long as it is, and TILE values of it.
-inline void copy_run(const float* from, int length, float* to) {
-    if (length == TILE) std::copy_n(from, TILE, to);  // a known length is one instruction or two
-    else std::copy_n(from, length, to);
-}
-
-// Logarithms of the scores of a run, to `rows` [TILE stride].
-inline void read_logits(const Task& task, int64_t place, int length, float* rows) {
-    const int stride = task.rows.stride;
-    std::fill_n(rows, TILE * stride, NO_LABEL);
-    float column[LANES][TILE] = {};  // of some labels at a time, as many as fill a vector
-    for (size_t unary = 0; unary < task.rows.groups.size(); ++unary) {
-        const Rows::Group& group = task.rows.groups[unary];
-        for (int first = 0; first < group.labels; first += LANES) {
-            const int labels = std::min(LANES, group.labels - first);
-            for (int label = 0; label < labels; ++label) {
-                copy_run(task.scores[unary] + (first + label) * task.tiles.pixels() + place, length, column[label]);
-                for (int n = 0; n < TILE; n += LANES) {
-                    const Vector score = load(column[label] + n);
-                    store(column[label] + n, logarithm(minimum(maximum(score, all(task.score_floor)), all(1))));
-                }
-            }
-            float* const to = rows + group.first + first;
-            if (group.vectors == 0) {
-                for (int label = 0; label < labels; ++label)
-                    for (int n = 0; n < TILE; ++n) to[n * stride + label] = column[label][n];
-                continue;
-            }
-            for (int n = 0; n < TILE; n += LANES) {
-                Vector block[LANES];
-                for (int label = 0; label < LANES; ++label) block[label] = label < labels ? load(column[label] + n) : all(NO_LABEL);
-                transpose(block);
-                for (int pixel = 0; pixel < LANES; ++pixel) store(to + (n + pixel) * stride, block[pixel]);
-            }
-        }
-    }
-}
-
-inline void write_posteriors(const Task& task, int64_t place, int length, const float* rows) {
-    const int stride = task.rows.stride;
-    for (size_t unary = 0; unary < task.rows.groups.size(); ++unary) {
-        const Rows::Group& group = task.rows.groups[unary];
-        float column[LANES][TILE];
-        for (int first = 0; first < group.labels; first += LANES) {
-            const int labels = std::min(LANES, group.labels - first);
-            const float* const from = rows + group.first + first;
-            if (group.vectors == 0) {
-                for (int label = 0; label < labels; ++label)
-                    for (int n = 0; n < TILE; ++n) column[label][n] = from[n * stride + label];
-            } else {
-                for (int n = 0; n < TILE; n += LANES) {
-                    Vector block[LANES];
-                    for (int pixel = 0; pixel < LANES; ++pixel) block[pixel] = load(from + (n + pixel) * stride);
-                    transpose(block);
-                    for (int label = 0; label < LANES; ++label) store(column[label] + n, block[label]);
-                }
-            }
-            for (int label = 0; label < labels; ++label)
-                copy_run(column[label], length, task.posteriors[unary] + (first + label) * task.tiles.pixels() + place);
-        }
-    }
-}
-
-inline Vector power(Vector logit) { return logit < FAINTEST ? all(0) : exponential_in_range(logit); }
-
-struct Largest {
-    Vector operator()(Vector a, Vector b) const { return maximum(a, b); }
-};
-struct Sum {
-    Vector operator()(Vector a, Vector b) const { return a + b; }
-};
-
-// Softmax of groups that share vectors, or fill one; `count` lanes in all.
-inline void softmax_within_vectors(float* row, int count, int group_width) {
-    for (int n = 0; n < count; n += LANES) {
-        const Vector logit = load(row + n);
-        const Vector q = power(logit - over_groups(logit, group_width, Largest()));
-        store(row + n, q / over_groups(q, group_width, Sum()));
-    }
-}
-
-// Softmax of one group of whole vectors.
-template <int COUNT>
-void softmax_of_vectors(float* row) {
-    Vector q[COUNT];
-    for (int n = 0; n < COUNT; ++n) q[n] = load(row + n * LANES);
-    Vector most = q[0], total = all(0);
-    for (int n = 1; n < COUNT; ++n) most = maximum(most, q[n]);
-    most = over_groups(most, LANES, Largest());
-    for (int n = 0; n < COUNT; ++n) total += q[n] = power(q[n] - most);
-    total = 1.0f / over_groups(total, LANES, Sum());
-    for (int n = 0; n < COUNT; ++n) store(row + n * LANES, q[n] * total);
-}
-
-inline void softmax_of_vectors(float* row, int count) {
-    Vector most = load(row), total = all(0);
-    for (int n = 1; n < count; ++n) most = maximum(most, load(row + n * LANES));
-    most = over_groups(most, LANES, Largest());
-    for (int n = 0; n < count; ++n) {
-        const Vector q = power(load(row + n * LANES) - most);
-        store(row + n * LANES, q);
-        total += q;
-    }
-    total = 1.0f / over_groups(total, LANES, Sum());
-    for (int n = 0; n < count; ++n) store(row + n * LANES, load(row + n * LANES) * total);
-}
-
-// Softmax of every group of TILE rows, in place.
-inline void softmax(const Rows& rows, float* row) {
-    const int stride = rows.stride;
-    for (const Rows::Group& group : rows.groups) {
-        if (group.vectors == 0) return softmax_within_vectors(row, TILE * stride, rows.group_width);
-        float* const first = row + group.first;
-        if (group.vectors == 2) {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors<2>(first + n * stride);
-        } else if (group.vectors == 3) {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors<3>(first + n * stride);
-        } else {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors(first + n * stride, group.vectors);
-        }
-    }
-}
 
 // The arithmetic on rows of COUNT vectors of WIDTH lanes; COUNT 0: as many as the task has.
 template <int WIDTH, int COUNT>
@@ -220,7 +80,7 @@ struct RowWork {
     static Row& at(float* to, int n) { return reinterpret_cast<Row*>(to)[n]; }
     static int64_t lanes(const Task& task) { return COUNT ? WIDTH * COUNT : task.rows.lanes; }
 
-    // The corners of one pixel after the other and what is read or written there; a local copy, which no store can change.
+    // The corners of one pixel after the other, and the values there; a local copy, which no store can change.
     template <int SIDES, class Float>
     struct Corners {
         const uint32_t* corner;
@@ -228,7 +88,9 @@ struct RowWork {
         Float* values;
 
         Corners(const Lattice& lattice, int64_t pixel, Float* values)
-            : corner(lattice.corner.data() + pixel * SIDES), weight(lattice.weight.data() + pixel * SIDES), values(values) {}
+            : corner(lattice.corner.data() + pixel * SIDES),
+              weight(lattice.weight.data() + pixel * SIDES),
+              values(values) {}
         void next() { corner += SIDES, weight += SIDES; }
 
         // sum[n] += weight * value, over the corners
@@ -257,7 +119,7 @@ struct RowWork {
         Corners<6, const float> alike(*bilateral.lattice, pixel, bilateral.blurred(iteration - 1));
         const float* logit = task.logits.data() + pixel * used;
         const float* const padding = task.padding.data();
-        for (float* const end = rows + length * stride; rows < end; rows += stride, logit += used, near.next(), alike.next()) {
+        for (float* const end = rows + length * stride; rows < end; rows += stride) {
             for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
                 Row sum[CHUNK], other[CHUNK] = {};
                 for (int n = 0; n < CHUNK; ++n) sum[n] = at(logit + lane, n);
@@ -267,6 +129,7 @@ struct RowWork {
                 for (int n = 0; n < CHUNK; ++n) at(rows + lane, n) = sum[n] + other[n];
             }
             for (int64_t lane = lanes; lane < stride; lane += WIDTH) at(rows + lane, 0) = Row{} + NO_LABEL;
+            logit += used, near.next(), alike.next();
         }
     }
 
@@ -275,13 +138,15 @@ struct RowWork {
         Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
         Corners<3, float> near(*spatial.lattice, pixel, spatial.splatted(iteration, part));
         Corners<6, float> alike(*bilateral.lattice, pixel, bilateral.splatted(iteration, part));
-        for (const float* const end = rows + length * stride; rows < end; rows += stride, near.next(), alike.next())
+        for (const float* const end = rows + length * stride; rows < end; rows += stride) {
             for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
                 Row q[CHUNK];
                 for (int n = 0; n < CHUNK; ++n) q[n] = at(rows + lane, n);
                 near.scatter(lanes, lane, q);
                 alike.scatter(lanes, lane, q);
             }
+            near.next(), alike.next();
+        }
     }
 
     // Whole vectors, of which the next pixel overwrites the padding; the last pixel's may be another part's.
@@ -298,14 +163,14 @@ struct RowWork {
         task.tiles.runs(part, task.parts, [&](int64_t pixel, int64_t y, int64_t x, int length) {
             const int64_t place = y * task.tiles.width + x;
             if (iteration == 0) {
-                read_logits(task, place, length, rows);
+                read_logits(task.planes, place, length, rows);
                 keep_logits(task, pixel, length, rows);
             } else {
                 slice(task, iteration, pixel, length, rows);
             }
             softmax(task.rows, rows);
             if (iteration == task.iterations) {
-                write_posteriors(task, place, length, rows);
+                write_posteriors(task.planes, place, length, rows);
             } else {
                 splat(task, iteration, part, pixel, length, rows);
             }
@@ -352,18 +217,19 @@ struct RowWork {
         std::vector<Aligned<float>> rows;  // of a run, for each thread; from here on nothing can fail
         for (int thread = 0; thread < threads; ++thread) rows.emplace_back(TILE * task.rows.stride, 0.0f);
         on_threads(threads, [&](int thread) {
+            const Share parts(task.parts, thread, threads);
+            const auto vertices = [&](const Values& values) { return Share(values.lattice->vertices, thread, threads); };
             for (int iteration = 0; iteration <= task.iterations; ++iteration) {
-                const Share parts(task.parts, thread, threads);
-                for (int64_t part = parts.first; part < parts.last; ++part) update(task, iteration, part, rows[thread].data());
+                for (int64_t part = parts.first; part < parts.last; ++part)
+                    update(task, iteration, part, rows[thread].data());
                 if (iteration == task.iterations) return;
                 barrier.wait();
-                for (Values& values : task.kernels) add_up(task, values, iteration, Share(values.lattice->vertices, thread, threads));
+                for (Values& values : task.kernels) add_up(task, values, iteration, vertices(values));
                 barrier.wait();
                 for (int axis = 0; axis <= MOST_SIDES; ++axis) {
                     for (Values& values : task.kernels) {
-                        const Share share(values.lattice->vertices, thread, threads);
-                        if (axis < values.lattice->sides) blur(task, values, iteration, axis, share);
-                        if (axis == values.lattice->sides) clear(task, values, iteration, share);
+                        if (axis < values.lattice->sides) blur(task, values, iteration, axis, vertices(values));
+                        if (axis == values.lattice->sides) clear(task, values, iteration, vertices(values));
                     }
                     barrier.wait();
                 }
@@ -411,7 +277,8 @@ private:
     std::list<std::pair<Key, std::shared_ptr<const Lattice>>> kept_;  // the latest first
 };
 
-inline Lattice bilateral_lattice(const Tiles& tiles, const uint8_t* image, double sxy, double srgb, int parts, int threads) {
+inline Lattice bilateral_lattice(const Tiles& tiles, const uint8_t* image, double sxy, double srgb,
+                                 int parts, int threads) {
     const float range = sxy, colour_range = srgb;
     float level[256];
     for (int n = 0; n < 256; ++n) level[n] = n / colour_range;
@@ -439,10 +306,11 @@ inline void mean_field(Task& task, int threads) {
 }  // namespace sccam
 
 // Posteriors of the unaries of one image; the arguments are those of sccam/runtime/crf_native.py.
-SCCAM_EXPORT int sccam_dense_crf(const uint8_t* image, int64_t height, int64_t width, int64_t unaries, const int64_t* labels,
-                                 const float* const* scores, float* const* posteriors, double score_floor, int64_t iterations,
-                                 double gaussian_sxy, double gaussian_compat, double bilateral_sxy, double bilateral_srgb,
-                                 double bilateral_compat, int64_t parts, int64_t threads) {
+SCCAM_EXPORT int sccam_dense_crf(const uint8_t* image, int64_t height, int64_t width,
+                                 int64_t unaries, const int64_t* labels, const float* const* scores, float* const* posteriors,
+                                 double score_floor, int64_t iterations, double gaussian_sxy, double gaussian_compat,
+                                 double bilateral_sxy, double bilateral_srgb, double bilateral_compat,
+                                 int64_t parts, int64_t threads) {
     using namespace sccam;
     using namespace sccam::crf;
     return guarded([&]() -> int {
@@ -451,15 +319,11 @@ SCCAM_EXPORT int sccam_dense_crf(const uint8_t* image, int64_t height, int64_t w
             const Tiles tiles{height, width};
             const auto spatial = spatial_lattices.get(tiles, gaussian_sxy, parts, threads);
             const Lattice bilateral = bilateral_lattice(tiles, image, bilateral_sxy, bilateral_srgb, parts, threads);
-            Task task{tiles, Rows(std::vector<int>(labels, labels + unaries)), scores, posteriors,
-                      static_cast<float>(score_floor), static_cast<int>(parts), static_cast<int>(std::max<int64_t>(iterations, 0)), Aligned<float>(), Aligned<float>(), {}};
-            const int lanes = task.rows.lanes, used = task.rows.used;
-            task.logits = Aligned<float>(tiles.pixels() * used + lanes);
-            std::fill_n(task.logits.data() + tiles.pixels() * used, lanes, 0.0f);
-            task.padding = Aligned<float>(lanes, NO_LABEL);
-            std::fill_n(task.padding.data(), used, 0.0f);
-            task.kernels.emplace_back(*spatial, gaussian_compat, parts, lanes);
-            task.kernels.emplace_back(bilateral, bilateral_compat, parts, lanes);
+            const Rows rows(std::vector<int>(labels, labels + unaries));
+            const Planes planes{rows, tiles.pixels(), scores, posteriors, static_cast<float>(score_floor)};
+            Task task(tiles, planes, parts, std::max<int64_t>(iterations, 0));
+            task.add_kernel(*spatial, gaussian_compat);
+            task.add_kernel(bilateral, bilateral_compat);
             mean_field(task, threads);
         } catch (const KeyOverflow&) {
             return KEY_OVERFLOW;

@@ -2,7 +2,7 @@
 //
 //   corners of a pixel   its d + 1 vertices; numbered in the order in which pixels meet them
 //   key of a vertex      63 bits: remainder and d quotients; a quotient out of range raises KeyOverflow
-//   part of an image     tiles of pixels that one thread works on; results depend on the number of parts, not of threads
+//   part of an image     tiles that one thread works on; results depend on the number of parts, not of threads
 //
 // Pixels are kept tile by tile, so that the vertices that a tile touches stay in the cache.
 #pragma once
@@ -23,6 +23,8 @@ constexpr int REMAINDER_BITS = 3;       // these and the next three: sccam/stage
 constexpr int quotient_bits(int dimension) { return dimension == 2 ? 21 : 12; }
 constexpr int POINTS_AT_ONCE = 4;
 constexpr float NORM_FLOOR = 1e-20f;    // sccam/stages/crf.py
+
+constexpr int KNOWN_BITS = 11;          // simplices that are remembered: as many as a few tiles hold
 
 struct KeyOverflow {};
 
@@ -122,7 +124,7 @@ struct Geometry {
 
         uint64_t key(int lane) const {
             uint64_t sum = ORIGIN;
-            for (int axis = 0; axis < D; ++axis) sum += unit(axis) * static_cast<uint64_t>(int64_t{quotient[axis][lane]});
+            for (int axis = 0; axis < D; ++axis) sum += unit(axis) * static_cast<uint64_t>(quotient[axis][lane]);
             return sum;
         }
     };
@@ -202,12 +204,12 @@ private:
 
 // What the mean field needs: S with D^-1/2 multiplied into its weights, and the neighbours.
 struct Lattice {
-    int sides;                        // d + 1
-    int64_t vertices = 0;             // M
-    Aligned<uint32_t> corner;         // [N sides]
-    Aligned<float> weight;            // [N sides]
-    Aligned<uint32_t> neighbour;      // [sides M 2], M where there is none
-    std::vector<int64_t> first, last; // vertices that each part touches lie in [first, last)
+    int sides;                           // d + 1
+    int64_t vertices = 0;                // M
+    Aligned<uint32_t> corner{};          // [N sides]
+    Aligned<float> weight{};             // [N sides]
+    Aligned<uint32_t> neighbour{};       // [sides M 2], M where there is none
+    std::vector<int64_t> first{}, last{}; // vertices that each part touches lie in [first, last)
 };
 
 // Builds the lattice of D features. `features(y, x, count, out)` fills out[D][LANES] for `count` pixels from (y, x) on.
@@ -219,15 +221,19 @@ Lattice build_lattice(const Tiles& tiles, int parts, int threads, Features&& fea
         uint64_t key = 0;
         int32_t order = 0;
         uint32_t corner[SIDES];
+
+        static size_t place(uint64_t key, int32_t order) {  // two odd factors that mix all bits
+            return (key + order * uint64_t{0x632BE59BD9B4E019}) * 0x9E3779B97F4A7C15u >> (64 - KNOWN_BITS);
+        }
     };
     struct Part {
         VertexTable table;
         std::vector<float> sum;          // of the weights at each vertex
         std::vector<uint32_t> number;    // of each vertex in the whole lattice
     };
-    constexpr int KNOWN_BITS = 11;
-
-    Lattice out{SIDES, 0, Aligned<uint32_t>(tiles.pixels() * SIDES), Aligned<float>(tiles.pixels() * SIDES), Aligned<uint32_t>(), {}, {}};
+    Lattice out{SIDES};
+    out.corner = Aligned<uint32_t>(tiles.pixels() * SIDES);
+    out.weight = Aligned<float>(tiles.pixels() * SIDES);
     std::vector<Part> part(parts);
 
     on_threads(threads, [&](int thread) {
@@ -246,11 +252,11 @@ Lattice build_lattice(const Tiles& tiles, int parts, int threads, Features&& fea
                     for (int lane = 0; lane < count; ++lane) {
                         const uint64_t key = simplices.key(lane);
                         const int32_t order = simplices.order[lane];
-                        Known& known = cache[(key + order * uint64_t{0x632BE59BD9B4E019}) * 0x9E3779B97F4A7C15u >> (64 - KNOWN_BITS)];
+                        Known& known = cache[Known::place(key, order)];
                         if (known.key != key || known.order != order) {
                             int32_t rank[SIDES];
                             for (int side = 0; side < SIDES; ++side) rank[side] = simplices.rank[side][lane];
-                            Shape::corners(key, rank, [&](int n, uint64_t vertex) { known.corner[n] = table.number(vertex); });
+                            Shape::corners(key, rank, [&](int n, uint64_t at) { known.corner[n] = table.number(at); });
                             known.key = key, known.order = order;
                             sum.resize(table.keys().size());
                         }
