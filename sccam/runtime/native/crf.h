@@ -218,7 +218,9 @@ struct RowWork {
         for (int thread = 0; thread < threads; ++thread) rows.emplace_back(TILE * task.rows.stride, 0.0f);
         on_threads(threads, [&](int thread) {
             const Share parts(task.parts, thread, threads);
-            const auto vertices = [&](const Values& values) { return Share(values.lattice->vertices, thread, threads); };
+            const auto vertices = [&](const Values& values) {
+                return Share(values.lattice->vertices, thread, threads);
+            };
             for (int iteration = 0; iteration <= task.iterations; ++iteration) {
                 for (int64_t part = parts.first; part < parts.last; ++part)
                     update(task, iteration, part, rows[thread].data());
@@ -307,8 +309,9 @@ inline void mean_field(Task& task, int threads) {
 
 // Posteriors of the unaries of one image; the arguments are those of sccam/runtime/crf_native.py.
 SCCAM_EXPORT int sccam_dense_crf(const uint8_t* image, int64_t height, int64_t width,
-                                 int64_t unaries, const int64_t* labels, const float* const* scores, float* const* posteriors,
-                                 double score_floor, int64_t iterations, double gaussian_sxy, double gaussian_compat,
+                                 int64_t unaries, const int64_t* labels, const float* const* scores,
+                                 float* const* posteriors, double score_floor, int64_t iterations,
+                                 double gaussian_sxy, double gaussian_compat,
                                  double bilateral_sxy, double bilateral_srgb, double bilateral_compat,
                                  int64_t parts, int64_t threads) {
     using namespace sccam;
