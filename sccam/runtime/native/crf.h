@@ -24,15 +24,15 @@ struct Values {
     const Lattice* lattice;
     float weight;                       // of the kernel, with the lattice's alpha
     Aligned<float> buffers[2];          // [M + 1 lanes]; row M is zero
-    std::vector<Aligned<float>> others; // what parts after the first splat, likewise
+    std::vector<Aligned<float>> others; // [M lanes], what parts after the first splat
 
     Values(const Lattice& lattice, double compat, int parts, int lanes)
         : lattice(&lattice), weight(compat / (1 + std::ldexp(1.0, 1 - lattice.sides))) {
-        const size_t count = (lattice.vertices + 1) * lanes;
-        for (Aligned<float>& buffer : buffers) buffer = Aligned<float>(count);
-        std::fill_n(buffers[0].data(), count, 0.0f);
-        std::fill_n(buffers[1].data() + count - lanes, lanes, 0.0f);
-        for (int part = 1; part < parts; ++part) others.emplace_back(count, 0.0f);
+        for (Aligned<float>& buffer : buffers) {
+            buffer = Aligned<float>((lattice.vertices + 1) * lanes);
+            std::fill_n(buffer.data() + lattice.vertices * lanes, lanes, 0.0f);
+        }
+        for (int part = 1; part < parts; ++part) others.emplace_back(lattice.vertices * lanes);
     }
 
     // Before the blur along an axis of an iteration; axis `sides`: after all.
@@ -206,10 +206,11 @@ struct RowWork {
         }
     }
 
-    static void clear(Task& task, Values& values, int iteration, Share share) {
+    // Zeros for what a part will splat, in a share of the rows.
+    static void clear(Task& task, Values& values, int iteration, int part, Share share) {
         const int64_t lanes = RowWork::lanes(task);
-        float* const next = values.splatted(iteration + 1, 0);
-        std::fill(next + share.first * lanes, next + share.last * lanes, 0.0f);
+        float* const splatted = values.splatted(iteration, part);
+        std::fill(splatted + share.first * lanes, splatted + share.last * lanes, 0.0f);
     }
 
     static void mean_field(Task& task, int threads) {
@@ -221,6 +222,8 @@ struct RowWork {
             const auto vertices = [&](const Values& values) {
                 return Share(values.lattice->vertices, thread, threads);
             };
+            for (int64_t part = parts.first; part < parts.last; ++part)
+                for (Values& values : task.kernels) clear(task, values, 0, part, Share(values.lattice->vertices, 0, 1));
             for (int iteration = 0; iteration <= task.iterations; ++iteration) {
                 for (int64_t part = parts.first; part < parts.last; ++part)
                     update(task, iteration, part, rows[thread].data());
@@ -231,7 +234,7 @@ struct RowWork {
                 for (int axis = 0; axis <= MOST_SIDES; ++axis) {
                     for (Values& values : task.kernels) {
                         if (axis < values.lattice->sides) blur(task, values, iteration, axis, vertices(values));
-                        if (axis == values.lattice->sides) clear(task, values, iteration, vertices(values));
+                        if (axis == values.lattice->sides) clear(task, values, iteration + 1, 0, vertices(values));
                     }
                     barrier.wait();
                 }
