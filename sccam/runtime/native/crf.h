@@ -1,14 +1,16 @@
 // The dense CRF of sccam/stages/crf.py:  Q = softmax(log p + w1 K1 Q + w2 K2 Q),  several unaries of one image at once.
 //
-// One pass over the pixels does slice, sum, softmax and splat, so that no message is ever stored. Values of a vertex or
-// a pixel are a row of lanes: the labels of all unaries side by side, each unary a group of lanes filled up to
-// a power of two or to whole vectors. Each part of the image splats into values of its own, which are added up in one
-// order: the result depends on the number of parts, never on the number of threads.
+// Source: Krähenbühl & Koltun, NeurIPS 2011. Here one pass over the pixels does slice, sum, softmax and splat, so that no
+// message is ever stored. Values of a vertex or a pixel are a row of lanes: the labels of all unaries side by side, each
+// unary a group of lanes filled up to a power of two or to whole vectors. Each part of the image splats into values of
+// its own, which are added up in one order: the result depends on the number of parts, never on the number of threads.
 #pragma once
 
 #include <list>
 #include <memory>
 #include <mutex>
+#include <tuple>
+#include <vector>
 
 #include "common.h"
 #include "crf_rows.h"
@@ -248,15 +250,9 @@ class SpatialLattices {
 public:
     std::shared_ptr<const Lattice> get(const Tiles& tiles, double sxy, int parts, int threads) {
         const Key key{tiles.height, tiles.width, sxy, parts};
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            for (auto at = kept_.begin(); at != kept_.end(); ++at)
-                if (at->first == key) {
-                    kept_.splice(kept_.begin(), kept_, at);
-                    return at->second;
-                }
-        }
+        if (auto kept = find(key)) return kept;
         auto lattice = std::make_shared<const Lattice>(build(tiles, sxy, parts, threads));
+        if (auto kept = find(key)) return kept;  // another thread was faster
         const std::lock_guard<std::mutex> lock(mutex_);
         kept_.emplace_front(key, lattice);
         int64_t pixels = 0;
@@ -270,6 +266,17 @@ public:
 private:
     using Key = std::tuple<int64_t, int64_t, double, int>;
     static constexpr int64_t CACHED_PIXELS = 1 << 22;  // 24 bytes each: 100 MB at most
+
+    // Null if it is not there.
+    std::shared_ptr<const Lattice> find(const Key& key) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (auto at = kept_.begin(); at != kept_.end(); ++at)
+            if (at->first == key) {
+                kept_.splice(kept_.begin(), kept_, at);
+                return at->second;
+            }
+        return nullptr;
+    }
 
     static Lattice build(const Tiles& tiles, double sxy, int parts, int threads) {
         const float range = sxy;
