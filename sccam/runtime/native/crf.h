@@ -1,9 +1,9 @@
 // The dense CRF of sccam/stages/crf.py:  Q = softmax(log p + w1 K1 Q + w2 K2 Q),  several unaries of one image at once.
 //
-// Source: Krähenbühl & Koltun, NeurIPS 2011. Here one pass over the pixels does slice, sum, softmax and splat, so that no
-// message is ever stored. Values of a vertex or a pixel are a row of lanes: the labels of all unaries side by side, each
-// unary a group of lanes filled up to a power of two or to whole vectors. Each part of the image splats into values of
-// its own, which are added up in one order: the result depends on the number of parts, never on the number of threads.
+// Source: Krähenbühl & Koltun, NeurIPS 2011. Here one pass over the pixels does slice, sum, softmax and splat, so that
+// no message is ever stored. Values of a vertex or a pixel are a row of lanes: the labels of all unaries side by side,
+// each unary a group of lanes filled up to a power of two or to whole vectors. Each part of the image splats into values
+// of its own, which are added up in one order: the result depends on the number of parts, never on that of threads.
 #pragma once
 
 #include <list>
