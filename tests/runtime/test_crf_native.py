@@ -92,7 +92,9 @@ def test_any_number_of_labels_is_the_paper_forms(instruction_set, threads):
 
 
 @every_way
-@pytest.mark.parametrize("labels", [(3, 3), (2, 5, 1), (2, 2, 2, 2, 2), (21, 3), (40, 17, 2), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "labels", [(3, 3), (2, 5, 1), (2, 2, 2, 2, 2), (3,) * 6, (20, 8), (21, 3), (40, 17, 2), (1, 1)], ids=str
+)
 def test_unaries_of_one_image_do_not_touch_each_other(labels, instruction_set, threads):
     image, _ = scene(23, 30, 2)
     unaries = [scene(23, 30, count, seed)[1] for seed, count in enumerate(labels)]

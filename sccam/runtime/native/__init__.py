@@ -2,7 +2,7 @@
 
     kernels.cpp    includes all; compiled for every processor, for AVX2 and for AVX-512 when the package is built
     common.h       threads, memory, the C boundary        simd.h    vectors
-    walk.h  ...    one kernel a file
+    walk.h  ...    one kernel a file; crf.h has its parts in crf_rows.h, lattice.h and simplex.h
 
 The library that fits the processor is chosen when the first kernel is called. Where none was compiled, because no
 compiler was there when the package was installed, `library()` says so and slower rows of the backend tables remain.

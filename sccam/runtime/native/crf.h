@@ -1,51 +1,24 @@
 // The dense CRF of sccam/stages/crf.py:  Q = softmax(log p + w1 K1 Q + w2 K2 Q),  several unaries of one image at once.
 //
-// One pass over the pixels does slice, sum, softmax and splat, so that no message is ever stored. Values of a vertex or
-// a pixel are a row of lanes: the labels of all unaries side by side, each unary a group of lanes filled up to
-// a power of two or to whole vectors. Each part of the image splats into values of its own, which are added up in one
-// order: the result depends on the number of parts, never on the number of threads.
+// Source: Krähenbühl & Koltun, NeurIPS 2011. Here one pass over the pixels does slice, sum, softmax and splat, so that
+// no message is ever stored. Values of a vertex or a pixel are a row of lanes: the labels of all unaries side by side,
+// each unary a group of lanes filled up to a power of two or to whole vectors. Each part of the image splats into values
+// of its own, which are added up in one order: the result depends on the number of parts, never on that of threads.
 #pragma once
 
 #include <list>
 #include <memory>
 #include <mutex>
+#include <tuple>
+#include <vector>
 
 #include "common.h"
+#include "crf_rows.h"
 #include "lattice.h"
 #include "simd.h"
 
 namespace sccam {
 namespace crf {
-
-constexpr float NO_LABEL = -1e30f;  // log score of a lane without label
-constexpr float FAINTEST = -60;     // e^-60 of the largest counts as zero; so no sum is a denormal number, which is slow
-
-// Which lanes of a row belong to which unary.
-struct Rows {
-    struct Group {
-        int first, labels, vectors;  // first lane; whole vectors, 0 where several groups share one
-    };
-    std::vector<Group> groups;
-    int group_width = 1;  // lanes of a group that is no wider than a vector
-    int used = 0;         // lanes before the last group's padding
-    int lanes = 0;        // of a vertex
-    int stride = 0;       // lanes of a pixel while it is worked on: whole vectors if more than one
-
-    explicit Rows(const std::vector<int>& labels) {
-        const int most = *std::max_element(labels.begin(), labels.end());
-        while (group_width < most && group_width < LANES) group_width *= 2;
-        for (int count : labels) {
-            const int vectors = most > LANES ? (count + LANES - 1) / LANES : 0;
-            groups.push_back({lanes, count, vectors});
-            used = lanes + count;
-            lanes += vectors ? vectors * LANES : group_width;
-        }
-        int width = 4;
-        while (width < lanes && width < LANES) width *= 2;
-        stride = lanes = (lanes + width - 1) / width * width;
-        if (LANES == 16 && used > 16 && used <= 24) lanes = 24;  // two thirds of the memory, three half vectors
-    }
-};
 
 // The values at the vertices of one lattice, in two buffers: a blur along an axis reads one and writes the other.
 // The buffer that does not hold the last result is set to zero and takes the next splat.
@@ -53,15 +26,15 @@ struct Values {
     const Lattice* lattice;
     float weight;                       // of the kernel, with the lattice's alpha
     Aligned<float> buffers[2];          // [M + 1 lanes]; row M is zero
-    std::vector<Aligned<float>> others; // what parts after the first splat, likewise
+    std::vector<Aligned<float>> others; // [M lanes], what parts after the first splat
 
     Values(const Lattice& lattice, double compat, int parts, int lanes)
         : lattice(&lattice), weight(compat / (1 + std::ldexp(1.0, 1 - lattice.sides))) {
-        const size_t count = (lattice.vertices + 1) * lanes;
-        for (Aligned<float>& buffer : buffers) buffer = Aligned<float>(count);
-        std::fill_n(buffers[0].data(), count, 0.0f);
-        std::fill_n(buffers[1].data() + count - lanes, lanes, 0.0f);
-        for (int part = 1; part < parts; ++part) others.emplace_back(count, 0.0f);
+        for (Aligned<float>& buffer : buffers) {
+            buffer = Aligned<float>((lattice.vertices + 1) * lanes);
+            std::fill_n(buffer.data() + lattice.vertices * lanes, lanes, 0.0f);
+        }
+        for (int part = 1; part < parts; ++part) others.emplace_back(lattice.vertices * lanes);
     }
 
     // Before the blur along an axis of an iteration; axis `sides`: after all.
@@ -77,103 +50,27 @@ constexpr int MOST_SIDES = 6;  // of the lattice of positions and colours
 
 struct Task {
     Tiles tiles;
-    Rows rows;
-    const float* const* scores;     // [unaries][labels H W]
-    float* const* posteriors;       // likewise
-    float score_floor;
+    Planes planes;
+    Rows rows;              // of the planes
     int parts, iterations;
-    Aligned<float> logits;          // [N used lanes], log scores
-    Aligned<float> padding;         // [lanes], NO_LABEL after the used ones, before them 0
+    Aligned<float> logits;  // [N used lanes], log scores; a whole vector may be read at the last
+    Aligned<float> padding; // [lanes], NO_LABEL after the used ones, before them 0
     std::vector<Values> kernels;
+
+    Task(const Tiles& tiles, const Planes& planes, int parts, int iterations)
+        : tiles(tiles),
+          planes(planes),
+          rows(planes.rows),
+          parts(parts),
+          iterations(iterations),
+          logits(tiles.pixels() * rows.used + rows.lanes),
+          padding(rows.lanes, NO_LABEL) {
+        std::fill_n(logits.data() + tiles.pixels() * rows.used, rows.lanes, 0.0f);
+        std::fill_n(padding.data(), rows.used, 0.0f);
+    }
+
+    void add_kernel(const Lattice& lattice, double compat) { kernels.emplace_back(lattice, compat, parts, rows.lanes); }
 };
-
-// log of the scores of a run, to `out` [TILE stride].
-inline void read_logits(const Task& task, int64_t place, int length, float* out) {
-    const int stride = task.rows.stride;
-    float column[TILE] = {};
-    for (size_t unary = 0; unary < task.rows.groups.size(); ++unary) {
-        const Rows::Group& group = task.rows.groups[unary];
-        for (int label = 0; label < group.labels; ++label) {
-            const float* from = task.scores[unary] + label * task.tiles.pixels() + place;
-            if (length == TILE) std::copy_n(from, TILE, column);
-            else std::copy_n(from, length, column);
-            for (int n = 0; n < TILE; n += LANES)
-                store(column + n, logarithm(minimum(maximum(load(column + n), all(task.score_floor)), all(1))));
-            for (int n = 0; n < TILE; ++n) out[n * stride + group.first + label] = column[n];
-        }
-    }
-}
-
-inline void write_posteriors(const Task& task, int64_t place, int length, const float* row) {
-    const int stride = task.rows.stride;
-    for (size_t unary = 0; unary < task.rows.groups.size(); ++unary) {
-        const Rows::Group& group = task.rows.groups[unary];
-        for (int label = 0; label < group.labels; ++label) {
-            float* to = task.posteriors[unary] + label * task.tiles.pixels() + place;
-            for (int n = 0; n < length; ++n) to[n] = row[n * stride + group.first + label];
-        }
-    }
-}
-
-inline Vector power(Vector logit) { return logit < FAINTEST ? all(0) : exponential_in_range(logit); }
-
-struct Largest {
-    Vector operator()(Vector a, Vector b) const { return maximum(a, b); }
-};
-struct Sum {
-    Vector operator()(Vector a, Vector b) const { return a + b; }
-};
-
-// Softmax of groups that share vectors, or fill one; `count` lanes in all.
-inline void softmax_within_vectors(float* row, int count, int group_width) {
-    for (int n = 0; n < count; n += LANES) {
-        const Vector logit = load(row + n);
-        const Vector q = power(logit - over_groups(logit, group_width, Largest()));
-        store(row + n, q / over_groups(q, group_width, Sum()));
-    }
-}
-
-// Softmax of one group of whole vectors.
-template <int COUNT>
-void softmax_of_vectors(float* row) {
-    Vector q[COUNT];
-    for (int n = 0; n < COUNT; ++n) q[n] = load(row + n * LANES);
-    Vector most = q[0], total = all(0);
-    for (int n = 1; n < COUNT; ++n) most = maximum(most, q[n]);
-    most = over_groups(most, LANES, Largest());
-    for (int n = 0; n < COUNT; ++n) total += q[n] = power(q[n] - most);
-    total = 1.0f / over_groups(total, LANES, Sum());
-    for (int n = 0; n < COUNT; ++n) store(row + n * LANES, q[n] * total);
-}
-
-inline void softmax_of_vectors(float* row, int count) {
-    Vector most = load(row), total = all(0);
-    for (int n = 1; n < count; ++n) most = maximum(most, load(row + n * LANES));
-    most = over_groups(most, LANES, Largest());
-    for (int n = 0; n < count; ++n) {
-        const Vector q = power(load(row + n * LANES) - most);
-        store(row + n * LANES, q);
-        total += q;
-    }
-    total = 1.0f / over_groups(total, LANES, Sum());
-    for (int n = 0; n < count; ++n) store(row + n * LANES, load(row + n * LANES) * total);
-}
-
-// Softmax of every group of TILE rows, in place.
-inline void softmax(const Rows& rows, float* row) {
-    const int stride = rows.stride;
-    for (const Rows::Group& group : rows.groups) {
-        if (group.vectors == 0) return softmax_within_vectors(row, TILE * stride, rows.group_width);
-        float* const first = row + group.first;
-        if (group.vectors == 2) {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors<2>(first + n * stride);
-        } else if (group.vectors == 3) {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors<3>(first + n * stride);
-        } else {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors(first + n * stride, group.vectors);
-        }
-    }
-}
 
 // The arithmetic on rows of COUNT vectors of WIDTH lanes; COUNT 0: as many as the task has.
 template <int WIDTH, int COUNT>
@@ -185,50 +82,72 @@ struct RowWork {
     static Row& at(float* to, int n) { return reinterpret_cast<Row*>(to)[n]; }
     static int64_t lanes(const Task& task) { return COUNT ? WIDTH * COUNT : task.rows.lanes; }
 
-    // sum[n] += sum over the corners of a pixel of weight * value
-    template <int SIDES>
-    static void gather(const Lattice& lattice, const float* values, int64_t pixel, int64_t lanes, Row (&sum)[CHUNK]) {
-        const uint32_t* corner = lattice.corner.data() + pixel * SIDES;
-        const float* weight = lattice.weight.data() + pixel * SIDES;
-        for (int side = 0; side < SIDES; ++side) {
-            const float* from = values + corner[side] * lanes;
-            for (int n = 0; n < CHUNK; ++n) sum[n] += weight[side] * at(from, n);
-        }
-    }
+    // The corners of one pixel after the other, and the values there; a local copy, which no store can change.
+    template <int SIDES, class Float>
+    struct Corners {
+        const uint32_t* corner;
+        const float* weight;
+        Float* values;
 
-    // value of each corner += weight * row[n]
-    template <int SIDES>
-    static void scatter(const Lattice& lattice, float* values, int64_t pixel, int64_t lanes, const Row (&row)[CHUNK]) {
-        const uint32_t* corner = lattice.corner.data() + pixel * SIDES;
-        const float* weight = lattice.weight.data() + pixel * SIDES;
-        for (int side = 0; side < SIDES; ++side) {
-            float* to = values + corner[side] * lanes;
-            const float factor = weight[side];
-            for (int n = 0; n < CHUNK; ++n) at(to, n) += factor * row[n];
-        }
-    }
+        Corners(const Lattice& lattice, int64_t pixel, Float* values)
+            : corner(lattice.corner.data() + pixel * SIDES),
+              weight(lattice.weight.data() + pixel * SIDES),
+              values(values) {}
+        void next() { corner += SIDES, weight += SIDES; }
 
-    // row = log scores + messages of both kernels
-    static void slice(Task& task, int iteration, int64_t pixel, int64_t lanes, float* row) {
+        // sum[n] += weight * value, over the corners
+        void gather(int64_t lanes, int64_t lane, Row (&sum)[CHUNK]) const {
+            for (int side = 0; side < SIDES; ++side) {
+                const float* from = values + corner[side] * lanes + lane;
+                for (int n = 0; n < CHUNK; ++n) sum[n] += weight[side] * at(from, n);
+            }
+        }
+
+        // value of each corner += weight * row[n]
+        void scatter(int64_t lanes, int64_t lane, const Row (&row)[CHUNK]) const {
+            for (int side = 0; side < SIDES; ++side) {
+                float* to = values + corner[side] * lanes + lane;
+                const float factor = weight[side];
+                for (int n = 0; n < CHUNK; ++n) at(to, n) += factor * row[n];
+            }
+        }
+    };
+
+    // rows = log scores + messages of both kernels
+    static void slice(Task& task, int iteration, int64_t pixel, int length, float* rows) {
+        const int64_t lanes = RowWork::lanes(task), stride = task.rows.stride, used = task.rows.used;
         Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
-        for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
-            Row near[CHUNK], alike[CHUNK] = {};
-            for (int n = 0; n < CHUNK; ++n) near[n] = at(task.logits.data() + pixel * task.rows.used + lane, n);
-            near[CHUNK - 1] += at(task.padding.data() + lane, CHUNK - 1);  // over what is the next pixel's
-            gather<3>(*spatial.lattice, spatial.blurred(iteration - 1) + lane, pixel, lanes, near);
-            gather<6>(*bilateral.lattice, bilateral.blurred(iteration - 1) + lane, pixel, lanes, alike);
-            for (int n = 0; n < CHUNK; ++n) at(row + lane, n) = near[n] + alike[n];
+        Corners<3, const float> near(*spatial.lattice, pixel, spatial.blurred(iteration - 1));
+        Corners<6, const float> alike(*bilateral.lattice, pixel, bilateral.blurred(iteration - 1));
+        const float* logit = task.logits.data() + pixel * used;
+        const float* const padding = task.padding.data();
+        for (float* const end = rows + length * stride; rows < end; rows += stride) {
+            for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
+                Row sum[CHUNK], other[CHUNK] = {};
+                for (int n = 0; n < CHUNK; ++n) sum[n] = at(logit + lane, n);
+                sum[CHUNK - 1] += at(padding + lane, CHUNK - 1);  // over what is the next pixel's
+                near.gather(lanes, lane, sum);
+                alike.gather(lanes, lane, other);
+                for (int n = 0; n < CHUNK; ++n) at(rows + lane, n) = sum[n] + other[n];
+            }
+            for (int64_t lane = lanes; lane < stride; lane += WIDTH) at(rows + lane, 0) = Row{} + NO_LABEL;
+            logit += used, near.next(), alike.next();
         }
-        for (int64_t lane = lanes; lane < task.rows.stride; lane += WIDTH) at(row + lane, 0) = Row{} + NO_LABEL;
     }
 
-    static void splat(Task& task, int iteration, int part, int64_t pixel, int64_t lanes, const float* row) {
+    static void splat(Task& task, int iteration, int part, int64_t pixel, int length, const float* rows) {
+        const int64_t lanes = RowWork::lanes(task), stride = task.rows.stride;
         Values &spatial = task.kernels[0], &bilateral = task.kernels[1];
-        for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
-            Row q[CHUNK];
-            for (int n = 0; n < CHUNK; ++n) q[n] = at(row + lane, n);
-            scatter<3>(*spatial.lattice, spatial.splatted(iteration, part) + lane, pixel, lanes, q);
-            scatter<6>(*bilateral.lattice, bilateral.splatted(iteration, part) + lane, pixel, lanes, q);
+        Corners<3, float> near(*spatial.lattice, pixel, spatial.splatted(iteration, part));
+        Corners<6, float> alike(*bilateral.lattice, pixel, bilateral.splatted(iteration, part));
+        for (const float* const end = rows + length * stride; rows < end; rows += stride) {
+            for (int64_t lane = 0; lane < lanes; lane += WIDTH * CHUNK) {
+                Row q[CHUNK];
+                for (int n = 0; n < CHUNK; ++n) q[n] = at(rows + lane, n);
+                near.scatter(lanes, lane, q);
+                alike.scatter(lanes, lane, q);
+            }
+            near.next(), alike.next();
         }
     }
 
@@ -243,21 +162,19 @@ struct RowWork {
 
     // One update of the pixels of a part.
     static void update(Task& task, int iteration, int part, float* rows) {
-        const int64_t lanes = RowWork::lanes(task), stride = task.rows.stride;
         task.tiles.runs(part, task.parts, [&](int64_t pixel, int64_t y, int64_t x, int length) {
             const int64_t place = y * task.tiles.width + x;
             if (iteration == 0) {
-                std::fill_n(rows, TILE * stride, NO_LABEL);
-                read_logits(task, place, length, rows);
+                read_logits(task.planes, place, length, rows);
                 keep_logits(task, pixel, length, rows);
             } else {
-                for (int n = 0; n < length; ++n) slice(task, iteration, pixel + n, lanes, rows + n * stride);
+                slice(task, iteration, pixel, length, rows);
             }
             softmax(task.rows, rows);
             if (iteration == task.iterations) {
-                write_posteriors(task, place, length, rows);
+                write_posteriors(task.planes, place, length, rows);
             } else {
-                for (int n = 0; n < length; ++n) splat(task, iteration, part, pixel + n, lanes, rows + n * stride);
+                splat(task, iteration, part, pixel, length, rows);
             }
         });
     }
@@ -291,10 +208,11 @@ struct RowWork {
         }
     }
 
-    static void clear(Task& task, Values& values, int iteration, Share share) {
+    // Zeros for what a part will splat, in a share of the rows.
+    static void clear(Task& task, Values& values, int iteration, int part, Share share) {
         const int64_t lanes = RowWork::lanes(task);
-        float* const next = values.splatted(iteration + 1, 0);
-        std::fill(next + share.first * lanes, next + share.last * lanes, 0.0f);
+        float* const splatted = values.splatted(iteration, part);
+        std::fill(splatted + share.first * lanes, splatted + share.last * lanes, 0.0f);
     }
 
     static void mean_field(Task& task, int threads) {
@@ -302,18 +220,23 @@ struct RowWork {
         std::vector<Aligned<float>> rows;  // of a run, for each thread; from here on nothing can fail
         for (int thread = 0; thread < threads; ++thread) rows.emplace_back(TILE * task.rows.stride, 0.0f);
         on_threads(threads, [&](int thread) {
+            const Share parts(task.parts, thread, threads);
+            const auto vertices = [&](const Values& values) {
+                return Share(values.lattice->vertices, thread, threads);
+            };
+            for (int64_t part = parts.first; part < parts.last; ++part)
+                for (Values& values : task.kernels) clear(task, values, 0, part, Share(values.lattice->vertices, 0, 1));
             for (int iteration = 0; iteration <= task.iterations; ++iteration) {
-                const Share parts(task.parts, thread, threads);
-                for (int64_t part = parts.first; part < parts.last; ++part) update(task, iteration, part, rows[thread].data());
+                for (int64_t part = parts.first; part < parts.last; ++part)
+                    update(task, iteration, part, rows[thread].data());
                 if (iteration == task.iterations) return;
                 barrier.wait();
-                for (Values& values : task.kernels) add_up(task, values, iteration, Share(values.lattice->vertices, thread, threads));
+                for (Values& values : task.kernels) add_up(task, values, iteration, vertices(values));
                 barrier.wait();
                 for (int axis = 0; axis <= MOST_SIDES; ++axis) {
                     for (Values& values : task.kernels) {
-                        const Share share(values.lattice->vertices, thread, threads);
-                        if (axis < values.lattice->sides) blur(task, values, iteration, axis, share);
-                        if (axis == values.lattice->sides) clear(task, values, iteration, share);
+                        if (axis < values.lattice->sides) blur(task, values, iteration, axis, vertices(values));
+                        if (axis == values.lattice->sides) clear(task, values, iteration + 1, 0, vertices(values));
                     }
                     barrier.wait();
                 }
@@ -327,15 +250,9 @@ class SpatialLattices {
 public:
     std::shared_ptr<const Lattice> get(const Tiles& tiles, double sxy, int parts, int threads) {
         const Key key{tiles.height, tiles.width, sxy, parts};
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            for (auto at = kept_.begin(); at != kept_.end(); ++at)
-                if (at->first == key) {
-                    kept_.splice(kept_.begin(), kept_, at);
-                    return at->second;
-                }
-        }
+        if (auto kept = find(key)) return kept;
         auto lattice = std::make_shared<const Lattice>(build(tiles, sxy, parts, threads));
+        if (auto kept = find(key)) return kept;  // another thread was faster
         const std::lock_guard<std::mutex> lock(mutex_);
         kept_.emplace_front(key, lattice);
         int64_t pixels = 0;
@@ -350,6 +267,17 @@ private:
     using Key = std::tuple<int64_t, int64_t, double, int>;
     static constexpr int64_t CACHED_PIXELS = 1 << 22;  // 24 bytes each: 100 MB at most
 
+    // Null if it is not there.
+    std::shared_ptr<const Lattice> find(const Key& key) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (auto at = kept_.begin(); at != kept_.end(); ++at)
+            if (at->first == key) {
+                kept_.splice(kept_.begin(), kept_, at);
+                return at->second;
+            }
+        return nullptr;
+    }
+
     static Lattice build(const Tiles& tiles, double sxy, int parts, int threads) {
         const float range = sxy;
         return build_lattice<2>(tiles, parts, threads, [&](int64_t y, int64_t x, int count, float (&out)[2][LANES]) {
@@ -361,7 +289,8 @@ private:
     std::list<std::pair<Key, std::shared_ptr<const Lattice>>> kept_;  // the latest first
 };
 
-inline Lattice bilateral_lattice(const Tiles& tiles, const uint8_t* image, double sxy, double srgb, int parts, int threads) {
+inline Lattice bilateral_lattice(const Tiles& tiles, const uint8_t* image, double sxy, double srgb,
+                                 int parts, int threads) {
     const float range = sxy, colour_range = srgb;
     float level[256];
     for (int n = 0; n < 256; ++n) level[n] = n / colour_range;
@@ -389,10 +318,12 @@ inline void mean_field(Task& task, int threads) {
 }  // namespace sccam
 
 // Posteriors of the unaries of one image; the arguments are those of sccam/runtime/crf_native.py.
-SCCAM_EXPORT int sccam_dense_crf(const uint8_t* image, int64_t height, int64_t width, int64_t unaries, const int64_t* labels,
-                                 const float* const* scores, float* const* posteriors, double score_floor, int64_t iterations,
-                                 double gaussian_sxy, double gaussian_compat, double bilateral_sxy, double bilateral_srgb,
-                                 double bilateral_compat, int64_t parts, int64_t threads) {
+SCCAM_EXPORT int sccam_dense_crf(const uint8_t* image, int64_t height, int64_t width,
+                                 int64_t unaries, const int64_t* labels, const float* const* scores,
+                                 float* const* posteriors, double score_floor, int64_t iterations,
+                                 double gaussian_sxy, double gaussian_compat,
+                                 double bilateral_sxy, double bilateral_srgb, double bilateral_compat,
+                                 int64_t parts, int64_t threads) {
     using namespace sccam;
     using namespace sccam::crf;
     return guarded([&]() -> int {
@@ -401,15 +332,11 @@ SCCAM_EXPORT int sccam_dense_crf(const uint8_t* image, int64_t height, int64_t w
             const Tiles tiles{height, width};
             const auto spatial = spatial_lattices.get(tiles, gaussian_sxy, parts, threads);
             const Lattice bilateral = bilateral_lattice(tiles, image, bilateral_sxy, bilateral_srgb, parts, threads);
-            Task task{tiles, Rows(std::vector<int>(labels, labels + unaries)), scores, posteriors,
-                      static_cast<float>(score_floor), static_cast<int>(parts), static_cast<int>(std::max<int64_t>(iterations, 0)), Aligned<float>(), Aligned<float>(), {}};
-            const int lanes = task.rows.lanes, used = task.rows.used;
-            task.logits = Aligned<float>(tiles.pixels() * used + lanes);
-            std::fill_n(task.logits.data() + tiles.pixels() * used, lanes, 0.0f);
-            task.padding = Aligned<float>(lanes, NO_LABEL);
-            std::fill_n(task.padding.data(), used, 0.0f);
-            task.kernels.emplace_back(*spatial, gaussian_compat, parts, lanes);
-            task.kernels.emplace_back(bilateral, bilateral_compat, parts, lanes);
+            const Rows rows(std::vector<int>(labels, labels + unaries));
+            const Planes planes{rows, tiles.pixels(), scores, posteriors, static_cast<float>(score_floor)};
+            Task task(tiles, planes, parts, std::max<int64_t>(iterations, 0));
+            task.add_kernel(*spatial, gaussian_compat);
+            task.add_kernel(bilateral, bilateral_compat);
             mean_field(task, threads);
         } catch (const KeyOverflow&) {
             return KEY_OVERFLOW;

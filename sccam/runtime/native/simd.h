@@ -74,6 +74,26 @@ inline Vector over_groups(Vector a, int width, Combine combine) {
     return a;
 }
 
+template <int STEP, int... LANE>
+inline void transpose_step(Vector (&rows)[LANES], std::integer_sequence<int, LANE...> lanes) {
+    const Integers upper = {(LANE & STEP ? -1 : 0)...};
+    for (int row = 0; row < LANES; ++row) {
+        if (row & STEP) continue;
+        const Vector a = rows[row], b = rows[row | STEP];
+        rows[row] = upper ? exchanged<STEP>(b, lanes) : a;
+        rows[row | STEP] = upper ? b : exchanged<STEP>(a, lanes);
+    }
+}
+
+// Rows become columns: in blocks of 1, 2, 4, ... lanes, the upper right one and the lower left one change places.
+inline void transpose(Vector (&rows)[LANES]) {
+    constexpr std::make_integer_sequence<int, LANES> lanes;
+    transpose_step<1>(rows, lanes);
+    transpose_step<2>(rows, lanes);
+    if constexpr (LANES > 4) transpose_step<4>(rows, lanes);
+    if constexpr (LANES > 8) transpose_step<8>(rows, lanes);
+}
+
 // ln x to 1e-7 for positive normal x. x = 2^n m, m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh(s), s = (m - 1) / (m + 1),
 // by its series up to s^9, since |s| <= 0.172.
 inline Vector logarithm(Vector x) {
