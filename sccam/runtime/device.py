@@ -66,6 +66,9 @@ class Device(Protocol):
     def filled(self, shape: int | tuple[int, ...], dtype: Any, value: int) -> Buffer:
         """A new buffer that holds one value."""
 
+    def fill(self, buffer: Buffer, value: int) -> None:
+        """One value everywhere in an existing buffer."""
+
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
         """Host array into the beginning of an existing buffer of the same type and trailing axes."""
 
@@ -127,20 +130,26 @@ def in_batches(
     return results
 
 
-def block_table(items: Sequence[int], threads: int, capacity: int = 0) -> IntArray:
+def block_table(items: Sequence[int], per_block: int | Sequence[int], capacity: int = 0) -> IntArray:
     """i32 [blocks 2]: which part of a batch each block works on, and the first of its items there.
 
     A batch is ragged: part n has items[n] items, and no block serves two parts. The rows behind the last block, up to
     `capacity`, say -1.
+
+    Args:
+        items: of each part.
+        per_block: how many items a block takes, one number for all parts or one for each.
     """
-    blocks = [-(-count // threads) for count in items]
-    table = np.full((max(sum(blocks), capacity), 2), -1, np.int32)
-    table[: sum(blocks), 0] = np.repeat(np.arange(len(blocks)), blocks)
-    table[: sum(blocks), 1] = [n * threads for count in blocks for n in range(count)]
+    counts, shares = np.asarray(items, np.int64), np.broadcast_to(np.asarray(per_block, np.int64), len(items))
+    blocks = -(-counts // shares)
+    total = int(blocks.sum())
+    table = np.full((max(total, capacity), 2), -1, np.int32)
+    table[:total, 0] = np.repeat(np.arange(len(counts)), blocks)
+    table[:total, 1] = (np.arange(total) - np.repeat(np.cumsum(blocks) - blocks, blocks)) * np.repeat(shares, blocks)
     return table
 
 
-def before(counts: Sequence[int]) -> list[int]:
+def before(counts: Sequence[int] | np.ndarray) -> list[int]:
     """How much lies before each entry, the total last."""
     return [0, *np.cumsum(np.asarray(counts, np.int64)).tolist()]
 

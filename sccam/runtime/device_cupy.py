@@ -94,6 +94,9 @@ class CupyDevice:
     def filled(self, shape: int | tuple[int, ...], dtype: Any, value: int) -> Buffer:
         return self.cupy.full(shape, value, dtype)
 
+    def fill(self, buffer: Buffer, value: int) -> None:
+        buffer.fill(value)
+
     def write(self, buffer: Buffer, array: np.ndarray) -> None:
         buffer[: len(array)] = self.upload(array)
 

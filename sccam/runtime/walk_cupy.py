@@ -209,7 +209,7 @@ def _walk(
 
 
 def _window(height: int, width: int, offsets: IntArray, border: str) -> tuple[int, int, int]:
-    """Rows [0, bottom) and columns [left, right) of first cells, the same for all offsets; the kernel sees to the rest."""
+    """Rows [0, bottom) and columns [left, right) of first cells; that second cells lie inside, the kernel sees to."""
     if border == "clean":
         return height, 0, width
     (rows, columns), _ = pair_windows(height, width, (0, 0), offsets, border)

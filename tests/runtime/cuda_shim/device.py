@@ -30,7 +30,7 @@ SANITIZERS = {
     "thread": ("-fsanitize=thread", "-DSHIM_THREADS", "-g"),
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"),
 }
-RUBBISH = 0xA5
+RUBBISH = 0x5A  # large positive integers, large floats
 KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\(')
 
 
@@ -85,6 +85,9 @@ class ShimDevice:
         buffer = self.empty(shape, dtype)
         buffer[...] = value
         return buffer
+
+    def fill(self, buffer: np.ndarray, value: int) -> None:
+        buffer[...] = value
 
     def write(self, buffer: np.ndarray, array: np.ndarray) -> None:
         assert buffer.dtype == array.dtype and buffer.shape[1:] == array.shape[1:] and len(array) <= len(buffer)
