@@ -117,7 +117,7 @@ class _Batch:
             "mean_field_prepare", len(self.pixel_blocks), THREADS, self.pixel_table, self.spans, self.labels,
             device.upload(_plane_addresses(device, unaries, self.pixel_counts)), SCORE_FLOOR, self.logits, bad,
         )  # fmt: skip
-        self.mean_field()
+        self.mean_field(self._iterations)
         self.program.launch(
             "mean_field_unpack", len(self.pixel_blocks), THREADS, self.pixel_table, self.spans, self.labels,
             self.posterior, self.out,
@@ -192,7 +192,7 @@ class _Batch:
         self.longs = device.empty((self.room["longs"], 4), np.int32)
         self.values = [device.empty((self.room["values"], QUAD), np.float32) for _ in range(2)]
         self.sums = device.empty((self.room["sums"], QUAD), np.float32)
-        self.mean_field = device.record(self._iterations)
+        self.mean_field = device.recorder()
 
     def _iterations(self) -> None:
         """Q0 = softmax(log scores), then the updates."""
@@ -250,8 +250,9 @@ class Layout:
             "blur": int((-(-counts[:, 0] * wide // THREADS)).sum()),
             "blur_bilateral": int((-(-counts[images:, 0] * wide[images:] // THREADS)).sum()),
         }
-        if max(self.sizes.values()) >= MOST_ENTRIES:
-            raise MemoryFull(f"{max(self.sizes.values())} values of lattices in one batch")
+        most = max(*self.sizes.values(), int((counts[:, 1] * wide).sum()))
+        if most >= MOST_ENTRIES:
+            raise MemoryFull(f"{most} values of lattices in one batch")
         columns: dict[str, Any] = {
             "first_row": first[:, 0], "rows": counts[:, 0], "first_segment": first[:, 1], "segments": counts[:, 1],
             "first_partial": first[:, 3], "quads": wide, "values": before(counts[:, 0] * wide)[:-1],

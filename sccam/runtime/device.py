@@ -24,6 +24,7 @@ KERNELS = Path(__file__).parent / "kernels"  # one .cu file for each family
 PLANS = 8  # batches of how many shapes are kept ready: buffers and a recorded loop each
 
 Buffer = Any
+Recorder = Callable[[Callable[[], None]], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -84,8 +85,12 @@ class Device(Protocol):
     def running_sum(self, counts: Buffer) -> Buffer:
         """i32 [n + 1] of i32 [n]: how much lies before each entry, the total last."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """`work`, which only launches, as something that is replayed at little cost; its buffers must stay alive."""
+    def recorder(self) -> Recorder:
+        """Called with work that only launches, always the same: does it, and later replays it at little cost.
+
+        The buffers of the work must stay where they are. The work is not kept, so that a plan that owns its recorder
+        is freed when it is dropped.
+        """
 
     def plan(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returned when this key was last seen, else a new one. The oldest of PLANS is dropped."""

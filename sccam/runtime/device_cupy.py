@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sccam.errors import BackendUnavailable, ShapeError
-from sccam.runtime.device import KERNELS, PLANS, Buffer, MemoryFull
+from sccam.runtime.device import KERNELS, PLANS, Buffer, MemoryFull, Recorder
 
 OLDEST = 70  # compute capability: `ld.relaxed` and independent threads of a warp
 CUDA_MEMORY = (2, 13)  # DLPack device types: CUDA, CUDA managed
@@ -117,8 +117,8 @@ class CupyDevice:
             sums[1:] = self.cupy.cumsum(counts, dtype=np.int32)
         return sums
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        return _Recorded(work, self.stream)
+    def recorder(self) -> Recorder:
+        return _Recorder(self.stream)
 
     def plan(self, key: Hashable, make: Callable[[], Any]) -> Any:
         if key not in self._plans:
@@ -152,23 +152,23 @@ class _Program:
         self._kernels[kernel]((blocks,), (threads,), tuple(map(_argument, arguments)))
 
 
-class _Recorded:
+class _Recorder:
     """Plain launches the first time, which also loads the kernels; then a graph, captured the second time."""
 
-    def __init__(self, work: Callable[[], None], stream: Any) -> None:
-        self._work, self._stream = work, stream
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
         self._calls = 0
         self._graph: Any = None
 
-    def __call__(self) -> None:
+    def __call__(self, work: Callable[[], None]) -> None:
         self._calls += 1
         if self._calls == 1:
-            self._work()
+            work()
             return
         if self._graph is None:
             self._stream.begin_capture()
             try:
-                self._work()
+                work()
             finally:  # also after an error, so that the stream can be used again
                 graph = self._stream.end_capture()
             self._graph = graph

@@ -151,7 +151,7 @@ class _Plan:
         if self.kernel == "walk_step_one":
             threads = heights * quads * channels
         self.step_blocks, self.step_count = self._blocks(threads, STEP_THREADS)
-        self.walk = device.record(self._steps)
+        self.walk = device.recorder()
 
     def run(self, scores: Sequence[Any], affinities: Sequence[AffinityField]) -> list[FloatArray]:
         device, launch = self.device, self.program.launch
@@ -169,7 +169,7 @@ class _Plan:
             "walk_pack", self.value_count, THREADS, self.value_blocks, self.images, pointers, first,
             self.states[0], self.total,
         )  # fmt: skip
-        self.walk()
+        self.walk(self._steps)
         result = self.states[self.steps % 2] if self.coefficients is None else self.total
         launch("walk_unpack", self.value_count, THREADS, self.value_blocks, self.images, result, self.out)
         out = device.download(self.out)
