@@ -37,6 +37,7 @@ MOST_PIXELS = 1 << 24  # of a batch; lattices take about half a kilobyte a pixel
 MOST_SCORES = 1 << 28  # of a batch: a gigabyte
 MOST_ENTRIES = 1 << 31  # of a lattice: entries are numbered in 32 bits
 HEADROOM = 1.25  # of buffers whose size depends on the colours, so that the next batch finds room
+SPARE = 8  # the same for buffers of few rows
 GAUSSIAN_AXES, BILATERAL_AXES = 3, 6
 SPAN = ("first_row", "rows", "first_segment", "segments", "first_partial", "quads", "values", "sums", "first_pixel",
         "pixels", "posterior", "labels", "unused0", "unused1", "unused2", "unused3")  # fmt: skip
@@ -182,7 +183,7 @@ class _Batch:
     def _make_room(self, layout: Layout) -> None:
         """New buffers for what the colours decide, some larger than needed, and a new recording that uses them."""
         device = self.device
-        self.room = {name: int(size * HEADROOM) + THREADS for name, size in layout.sizes.items()}
+        self.room = {name: int(size * HEADROOM) + SPARE for name, size in layout.sizes.items()}
         if max(self.room.values()) >= MOST_ENTRIES:
             raise MemoryFull(f"{max(self.room.values())} values of lattices in one batch")
         self.tables = layout.buffers(device, self.room)

@@ -178,7 +178,7 @@ def _inserted(
     while slots < pixels.total:  # photos need a tenth of a vertex for each pixel
         slots *= 2
     while slots <= LARGEST_TABLE:
-        table = device.filled(slots, np.uint64, 2**64 - 1)
+        table = device.filled(slots, np.int64, -1)  # EMPTY
         state = device.filled(2, np.int32, 0)  # flags, number of keys
         into = (pixels.total, table, slots - 1, rows, weights, state[:1])
         if srgb is None:

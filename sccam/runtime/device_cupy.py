@@ -18,6 +18,7 @@ from sccam.errors import BackendUnavailable, ShapeError
 from sccam.runtime.device import KERNELS, PLANS, Buffer, MemoryFull, Recorder
 
 OLDEST = 70  # compute capability: `ld.relaxed` and independent threads of a warp
+MEMORY_ALLOCATION = 2  # cudaErrorMemoryAllocation; CUDA runtime API
 CUDA_MEMORY = (2, 13)  # DLPack device types: CUDA, CUDA managed
 
 
@@ -60,10 +61,10 @@ class CupyDevice:
         with self.gpu, self.stream:
             try:
                 yield
-            except self.cupy.cuda.memory.OutOfMemoryError as error:
+            except MemoryError as error:  # CuPy's own error is one, and what Thrust throws becomes one
                 raise MemoryFull(str(error)) from None
             except self.cupy.cuda.runtime.CUDARuntimeError as error:
-                if error.status != self.cupy.cuda.runtime.errorMemoryAllocation:
+                if error.status != MEMORY_ALLOCATION:
                     raise
                 raise MemoryFull(str(error)) from None
 

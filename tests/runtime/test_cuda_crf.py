@@ -1,4 +1,4 @@
-"""The GPU's dense CRF, run on the CPU: pydensecrf's numbers for every size, label count and batch, to the bit each time."""
+"""The GPU's dense CRF, run on the CPU: pydensecrf's numbers for every size and label count, the same bits each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU's walk and affinities, run on the CPU: the paper forms' numbers, whatever the order of threads and the batch."""
+"""The GPU's walk and affinities, run on the CPU: the paper forms' numbers, in any batch and order of threads."""
 
 from __future__ import annotations
 

@@ -49,16 +49,20 @@ def by_nvcc(source: Path, architectures: tuple[str, ...], folder: Path, defines:
     return done.stdout + done.stderr
 
 
-def by_nvrtc(
-    library: ctypes.CDLL, source: Path, architectures: tuple[str, ...], defines: tuple[str, ...] = ()
-) -> str:
+def by_nvrtc(library: ctypes.CDLL, source: Path, architectures: tuple[str, ...], defines: tuple[str, ...] = ()) -> str:
     """The reports of NVRTC, with the options that CuPy gives it."""
     reports = []
     for sm in architectures:
         program, size = ctypes.c_void_p(), ctypes.c_size_t()
         code = source.read_bytes()
         assert library.nvrtcCreateProgram(ctypes.byref(program), code, source.name.encode(), 0, None, None) == 0
-        options = [f"-arch=sm_{sm}", "--std=c++17", "--ptxas-options=-v", *defines]
+        options = [
+            f"-arch=sm_{sm}",
+            "--std=c++17",
+            "--device-as-default-execution-space",
+            "--ptxas-options=-v",
+            *defines,
+        ]
         values = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         status = library.nvrtcCompileProgram(program, len(options), values)
         library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
