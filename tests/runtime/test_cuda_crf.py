@@ -13,6 +13,7 @@ from sccam.errors import NumericError, ResourceError, ShapeError
 from sccam.runtime import crf_lattice
 from sccam.runtime.crf_cupy import dense_crfs
 from sccam.stages.crf import DEEPLAB, IRN, PSA, CrfConfig, dense_crf
+from tests.gpu.make_golden import CASES, read_golden
 from tests.runtime.cuda_cases import ERROR, crf_scores, difference, photo
 from tests.runtime.cuda_shim.device import ShimDevice
 
@@ -43,6 +44,20 @@ def test_ten_iterations_on_scores_that_follow_the_image_equal_pydensecrf(device,
     scores[image[..., 0] // 64, np.arange(37)[:, None], np.arange(43)] += 0.6
     ((found,),) = dense_crfs([image], [[scores]], config, device=device)
     assert difference(found, dense_crf(image, scores, config)) <= ERROR["crf"]
+
+
+@needs_library
+@pytest.mark.parametrize("name", CASES)
+def test_stored_posteriors_are_those_of_pydensecrf(name):
+    image, scores, config, posterior = read_golden(name)
+    assert difference(dense_crf(image, scores, config), posterior) <= ERROR["crf"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_posteriors_equal_the_stored_ones_of_pydensecrf(device, name):
+    image, scores, config, posterior = read_golden(name)
+    ((found,),) = dense_crfs([image], [[scores]], config, device=device)
+    assert difference(found, posterior) <= ERROR["crf"]
 
 
 @needs_library

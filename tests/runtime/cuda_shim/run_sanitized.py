@@ -1,6 +1,7 @@
 """Runs every family of kernels on small inputs under a sanitizer: python run_sanitized.py SANITIZER FOLDER CASE ...
 
-The sanitizer's library has to be loaded before Python: test_cuda_sanitizers.py sees to it.
+The sanitizer's library has to be loaded before Python: test_cuda_sanitizers.py sees to it. With "gpu" for SANITIZER the
+kernels run on the GPU, under NVIDIA's compute-sanitizer: tests/gpu sees to that.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sccam.runtime import device as device_module
 from sccam.runtime.affinity_cupy import affinity_fields
 from sccam.runtime.crf_cupy import dense_crfs
+from sccam.runtime.device import Device
+from sccam.runtime.device_cupy import open_device
 from sccam.runtime.merge_cupy import merge_maps
 from sccam.runtime.walk_cupy import random_walks
 from sccam.stages.affinity_labels import neighbour_offsets
@@ -21,11 +23,11 @@ from sccam.stages.walk import WalkConfig
 from tests.runtime.cuda_shim import device as shim
 
 
-def run(device: shim.ShimDevice, case: str) -> None:
+def run(device: Device, case: str) -> None:
     """Returns when nothing was found; else the sanitizer ends the process or reports at its end."""
     rng = np.random.default_rng(0)
     if case in ("without_barrier", "one_place", "beyond"):
-        device_module.KERNELS = shim.KERNELS = Path(__file__).parent
+        shim.KERNELS = Path(__file__).parent
         device.program("races").launch(case, 8, 32, device.empty(8, np.float32))
     elif case == "walk":
         features = [rng.random((3, *grid), dtype=np.float32) for grid in ((5, 6), (3, 9))]
@@ -46,4 +48,4 @@ def run(device: shim.ShimDevice, case: str) -> None:
 if __name__ == "__main__":
     sanitizer, folder, *cases = sys.argv[1:]
     for case in cases:
-        run(shim.ShimDevice(Path(folder), sanitizer=sanitizer), case)
+        run(open_device() if sanitizer == "gpu" else shim.ShimDevice(Path(folder), sanitizer=sanitizer), case)
