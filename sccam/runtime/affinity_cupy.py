@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sccam.errors import NumericError, ShapeError
-from sccam.runtime.device import Device, before, block_table, in_batches
+from sccam.runtime.device import Device, before, block_table, check_size, in_batches
 from sccam.runtime.device_cupy import open_device
 from sccam.structures import AffinityField, FloatArray, IntArray
 
@@ -50,6 +50,7 @@ def affinity_fields(
 def _affinities(device: Device, batch: Sequence[Any], offsets: IntArray) -> list[FloatArray]:
     shapes = [tuple(one.shape) for one in batch]
     starts = before([len(offsets) * height * width for _, height, width in shapes])
+    check_size(starts[-1] + OFFSETS * max(height * width for _, height, width in shapes))
     groups = -(-len(offsets) // OFFSETS)
     table = block_table([groups * height * width for _, height, width in shapes], THREADS)
     with device.active():

@@ -15,23 +15,14 @@ from typing import Any
 import numpy as np
 
 from sccam.errors import NumericError, ShapeError
-from sccam.runtime.crf_lattice import (
-    MOST_IMAGES,
-    THREADS,
-    Lattice,
-    Pixels,
-    build,
-    fill_entries,
-    fill_tables,
-    upload_pixels,
-)  # fmt: skip
-from sccam.runtime.device import Buffer, Device, MemoryFull, before, block_table, in_batches
+from sccam.runtime.crf_lattice import MOST_IMAGES, Lattice, Pixels, build, fill_entries, fill_tables, upload_pixels
+from sccam.runtime.crf_layout import QUAD, THREADS, Layout, label_table, plane_addresses
+from sccam.runtime.device import Buffer, Device, before, block_table, check_size, in_batches
 from sccam.runtime.device_cupy import open_device
 from sccam.stages.crf import SCORE_FLOOR, CrfConfig
 from sccam.structures import FloatArray, IntArray
 
 LONG_THREADS = 64  # of a block of mean_field_splat_longs
-QUAD = 4  # labels in a vector of the device
 MOST_QUADS = THREADS  # of an image: a pixel's labels are handled by one block
 MOST_PIXELS = 1 << 24  # of a batch; lattices take about half a kilobyte a pixel while they are built
 MOST_SCORES = 1 << 28  # of a batch: a gigabyte
@@ -39,10 +30,6 @@ MOST_ENTRIES = 1 << 31  # of a lattice: entries are numbered in 32 bits
 HEADROOM = 1.25  # of buffers whose size depends on the colours, so that the next batch finds room
 SPARE = 8  # the same for buffers of few rows
 GAUSSIAN_AXES, BILATERAL_AXES = 3, 6
-SPAN = ("first_row", "rows", "first_segment", "segments", "first_partial", "quads", "values", "sums", "first_pixel",
-        "pixels", "posterior", "labels", "unused0", "unused1", "unused2", "unused3")  # fmt: skip
-"""Fields of struct Span in mean_field.cu, in order."""
-
 Item = tuple[Any, Sequence[Any]]
 
 
@@ -96,7 +83,7 @@ class _Batch:
         posterior = before([count * quads for count, quads in zip(self.pixel_counts, self.quads, strict=True)])
         self.logits = device.empty((posterior[-1], QUAD), np.float32)
         self.posterior = device.empty((posterior[-1], QUAD), np.float32)
-        table, self.parts = _label_table(labels, self.pixel_counts)
+        table, self.parts = label_table(labels, self.pixel_counts)
         self.labels = device.upload(table)
         self.out = device.empty(self.parts[-1], np.float32)
         self.pixel_blocks = block_table(self.pixel_counts, THREADS)
@@ -116,7 +103,7 @@ class _Batch:
         bad = device.filled(1, np.int32, 0)
         self.program.launch(
             "mean_field_prepare", len(self.pixel_blocks), THREADS, self.pixel_table, self.spans, self.labels,
-            device.upload(_plane_addresses(device, unaries, self.pixel_counts)), SCORE_FLOOR, self.logits, bad,
+            device.upload(plane_addresses(device, unaries, self.pixel_counts)), SCORE_FLOOR, self.logits, bad,
         )  # fmt: skip
         self.mean_field(self._iterations)
         self.program.launch(
@@ -167,7 +154,7 @@ class _Batch:
         for lattice, bases, span, part in parts:
             self.program.launch(
                 f"mean_field_normalise_{lattice.name}", len(self.pixel_blocks), THREADS, self.pixel_table,
-                self.ones_spans, span, self.total, self.rows[part], self.values[lattice.dimensions == 2],
+                self.ones_spans, span, self.total, self.rows[part], self.values[1 if lattice is fresh else 0],
                 alpha(lattice.dimensions), self.weights[part],
             )  # fmt: skip
             fill_entries(self.device, lattice, self.total, self.weights[part], bases[-1], self.entries)
@@ -184,8 +171,7 @@ class _Batch:
         """New buffers for what the colours decide, some larger than needed, and a new recording that uses them."""
         device = self.device
         self.room = {name: int(size * HEADROOM) + SPARE for name, size in layout.sizes.items()}
-        if max(self.room.values()) >= MOST_ENTRIES:
-            raise MemoryFull(f"{max(self.room.values())} values of lattices in one batch")
+        check_size(max(self.room.values()))
         self.tables = layout.buffers(device, self.room)
         self.spans = self.tables["spans"]
         self.neighbours = device.empty((BILATERAL_AXES * self.room["rows"], 2), np.int32)
@@ -231,53 +217,6 @@ class _Batch:
             )  # fmt: skip
 
 
-class Layout:
-    """Where every span of a batch begins in each buffer, for a number of quads a row, and which block works where."""
-
-    def __init__(self, quads: Sequence[int], pixels: Sequence[int], gaussian: IntArray, bilateral: IntArray) -> None:
-        images = len(quads)
-        both = [np.asarray(part, np.int64) for part in (gaussian, bilateral)]
-        first = np.concatenate([both[0][:-1], both[0][-1] + both[1][:-1]])  # [2N 4]
-        counts = np.concatenate([np.diff(part, axis=0) for part in both])
-        wide = np.array([*quads, *quads], np.int64)
-        posterior = before([count * width for count, width in zip(pixels, quads, strict=True)])
-        self.sizes = {  # how much of each buffer is used: rows, quads or blocks
-            "rows": int(counts[:, 0].sum()),
-            "segments": int(counts[:, 1].sum()),
-            "longs": int(counts[:, 2].sum()),
-            "values": int((counts[:, 0] * wide).sum()),
-            "sums": int((counts[:, 3] * wide).sum()),
-            "splat": int((-(-counts[:, 1] * wide // THREADS)).sum()),
-            "blur": int((-(-counts[:, 0] * wide // THREADS)).sum()),
-            "blur_bilateral": int((-(-counts[images:, 0] * wide[images:] // THREADS)).sum()),
-        }
-        most = max(*self.sizes.values(), int((counts[:, 1] * wide).sum()))
-        if most >= MOST_ENTRIES:
-            raise MemoryFull(f"{most} values of lattices in one batch")
-        columns: dict[str, Any] = {
-            "first_row": first[:, 0], "rows": counts[:, 0], "first_segment": first[:, 1], "segments": counts[:, 1],
-            "first_partial": first[:, 3], "quads": wide, "values": before(counts[:, 0] * wide)[:-1],
-            "sums": before(counts[:, 3] * wide)[:-1], "first_pixel": before(pixels)[:-1] * 2,
-            "pixels": [*pixels, *pixels], "posterior": posterior[:-1] * 2, "labels": before(quads)[:-1] * 2,
-        }  # fmt: skip
-        self.spans = np.zeros((2 * images, len(SPAN)), np.int32)
-        for name, column in columns.items():
-            self.spans[:, SPAN.index(name)] = column
-        self.segment_items, self.row_items = (counts[:, 1] * wide).tolist(), (counts[:, 0] * wide).tolist()
-
-    def buffers(self, device: Device, room: dict[str, int]) -> dict[str, Buffer]:
-        """New tables of that room."""
-        tables = {name: device.empty((room[name], 2), np.int32) for name in ("splat", "blur", "blur_bilateral")}
-        return {"spans": device.empty(self.spans.shape, np.int32), **tables}
-
-    def write(self, device: Device, tables: dict[str, Buffer], room: dict[str, int]) -> None:
-        """Into tables of at least the sizes; blocks beyond have nothing to do."""
-        device.write(tables["spans"], self.spans)
-        bilateral = [0] * (len(self.row_items) // 2) + self.row_items[len(self.row_items) // 2 :]
-        for name, items in (("splat", self.segment_items), ("blur", self.row_items), ("blur_bilateral", bilateral)):
-            device.write(tables[name], block_table(items, THREADS, room[name]))
-
-
 def _posteriors(device: Device, batch: Sequence[Item], config: CrfConfig) -> list[list[FloatArray]]:
     sizes = [(int(image.shape[0]), int(image.shape[1])) for image, _ in batch]
     labels = [tuple(int(unary.shape[0]) for unary in unaries) for _, unaries in batch]
@@ -286,34 +225,6 @@ def _posteriors(device: Device, batch: Sequence[Item], config: CrfConfig) -> lis
         plan = device.plan(key, lambda: _Batch(device, sizes, labels, config))
         found: list[list[FloatArray]] = plan.run([image for image, _ in batch], [unaries for _, unaries in batch])
     return found
-
-
-def _label_table(labels: Sequence[Sequence[int]], pixels: Sequence[int]) -> tuple[IntArray, list[int]]:
-    """i32 [quads of all images 4], see mean_field_prepare; and where each unary begins in the result."""
-    table, starts = [], [0]
-    for counts, size in zip(labels, pixels, strict=True):
-        first = 0
-        for count in counts:
-            width = -(-count // QUAD)
-            for q in range(width):
-                table.append((first, width, min(QUAD, count - QUAD * q), starts[-1] + QUAD * q * size))
-            first += width
-            starts.append(starts[-1] + count * size)
-    return np.array(table, np.int32), starts
-
-
-def _plane_addresses(device: Device, unaries: Sequence[Sequence[Buffer]], pixels: Sequence[int]) -> np.ndarray:
-    """u64: address of the first score plane of each quad."""
-    plane = np.dtype(np.float32).itemsize
-    return np.array(
-        [
-            device.pointer(unary) + QUAD * q * size * plane
-            for each, size in zip(unaries, pixels, strict=True)
-            for unary in each
-            for q in range(-(-unary.shape[0] // QUAD))
-        ],
-        np.uint64,
-    )
 
 
 def alpha(dimensions: int) -> float:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sccam.errors import ShapeError
+from sccam.runtime.crf_layout import THREADS
 from sccam.runtime.device import Buffer, Device, block_table
 from sccam.structures import FloatArray, IntArray
 
-THREADS = 256  # of a block
 MOST_IMAGES = 64  # six bits of a key; lattice.cu
 OVERFLOW_FLAG, FULL_FLAG = 1, 2  # lattice.cu
 PADDED_TO = 4  # [px] pydensecrf's vector width

@@ -107,6 +107,8 @@ def in_batches(
 ) -> list[Result]:
     """Results of `run` for all items, in as few batches as fit; where memory runs out, batches are halved.
 
+    Before that, a batch is tried once more on a device without the plans of other batches.
+
     Args:
         items: of the call, in order.
         run: takes a batch, gives a result for each of its items.
@@ -117,15 +119,21 @@ def in_batches(
     """
     waiting = list(_split(items, fits))
     results: list[Result] = []
+    clean = False
     while waiting:
         batch = waiting.pop(0)
         try:
             results += run(batch)
+            clean = False
             continue
         except MemoryFull as error:
             message = str(error)
         # Outside of the except block, whose traceback would keep the buffers of the failed batch alive.
         device.release()
+        if not clean:
+            clean = True
+            waiting.insert(0, batch)
+            continue
         if len(batch) == 1:
             raise ResourceError(
                 "the GPU has no room for one image", why=message, fix="free GPU memory or use smaller images"
@@ -152,6 +160,12 @@ def block_table(items: Sequence[int], per_block: int | Sequence[int], capacity: 
     table[:total, 0] = np.repeat(np.arange(len(counts)), blocks)
     table[:total, 1] = (np.arange(total) - np.repeat(np.cumsum(blocks) - blocks, blocks)) * np.repeat(shares, blocks)
     return table
+
+
+def check_size(size: int) -> None:
+    """Raises MemoryFull for a buffer of so many values: places in it would not fit in 32 bits."""
+    if size >= 1 << 31:
+        raise MemoryFull(f"{size} values in one buffer; kernels count up to {1 << 31}")
 
 
 def before(counts: Sequence[int] | np.ndarray) -> list[int]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sccam.errors import NumericError, ShapeError
-from sccam.runtime.device import Buffer, Device, before, block_table, in_batches
+from sccam.runtime.device import Buffer, Device, before, block_table, check_size, in_batches
 from sccam.runtime.device_cupy import open_device
 from sccam.runtime.walk_native import TOLERANCE, chebyshev_coefficients
 from sccam.stages.walk import WalkConfig, pair_windows
@@ -128,6 +128,7 @@ class _Plan:
         states, cells = before(channels * planes), before(4 * heights * quads)
         weights, values = before(len(stencil.taps) * heights * quads), before(len(offsets) * heights * widths)
         self.plain = before(channels * heights * widths)
+        check_size(max(states[-1], 4 * weights[-1], values[-1]))
         windows = [_window(height, width, offsets, config.border) for _, height, width in shapes]
         columns = (
             heights, widths, channels, quads, pitches, planes, states[:-1], weights[:-1], cells[:-1], values[:-1],

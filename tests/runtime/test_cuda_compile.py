@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sccam.runtime import crf_cupy, walk_cupy
+from sccam.runtime import crf_cupy, crf_layout, walk_cupy
 from sccam.runtime.affinity_cupy import OFFSETS
 from sccam.runtime.crf_lattice import FULL_FLAG, KEY_BITS, OVERFLOW_FLAG, shift
 from sccam.runtime.device import KERNELS
@@ -59,7 +59,7 @@ def _check(source: Path, report: str, record_property) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "struct", "fields"), [("walk", "Image", walk_cupy.IMAGE), ("mean_field", "Span", crf_cupy.SPAN)]
+    ("file", "struct", "fields"), [("walk", "Image", walk_cupy.IMAGE), ("mean_field", "Span", crf_layout.SPAN)]
 )
 def test_records_have_the_same_fields_on_both_sides(file, struct, fields):
     source = (KERNELS / f"{file}.cu").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -54,11 +55,11 @@ def test_batches_are_as_large_as_fits_and_results_keep_their_order():
     assert in_batches(device, [], device.run, lambda batch: True) == []
 
 
-def test_a_batch_that_finds_no_room_is_halved():
+def test_a_batch_that_finds_no_room_is_tried_on_a_clean_device_then_halved():
     device: Any = Room(5)
     assert in_batches(device, [3, 2, 4], device.run, lambda batch: True) == [-3, -2, -4]
-    assert device.batches == [[3, 2, 4], [3], [2, 4], [2], [4]]
-    assert device.released == 2
+    assert device.batches == [[3, 2, 4], [3, 2, 4], [3], [2, 4], [2, 4], [2], [4]]
+    assert device.released == 4
     with pytest.raises(ResourceError, match="no room for one image"):
         in_batches(device, [6], device.run, lambda batch: True)
 
@@ -182,3 +183,11 @@ def test_without_a_usable_gpu_the_error_says_so(stub, monkeypatch, found):
     monkeypatch.setitem(sys.modules, "cupy", stub)
     device_cupy.open_device.cache_clear()
     assert "CuPy finds no GPU" in str(device_cupy.missing())
+
+
+def test_the_gpu_rows_load_neither_torch_nor_cupy():
+    modules = ["walk_cupy", "affinity_cupy", "crf_cupy", "merge_cupy"]
+    code = (
+        f"import sys; from sccam.runtime import {', '.join(modules)}; assert not {{'torch', 'cupy'}} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@
 // its second, each padded to a multiple of four. Rows of a span (the vertices of one image in one lattice, spans of the
 // Gaussian lattice first) lie together: the quad (row, q) is values[span.values + (row - first_row) * quads + q].
 
-struct alignas(16) Span {  // 16 integers; crf_cupy.py, SPAN
+struct alignas(16) Span {  // 16 integers; crf_layout.py, SPAN
     int first_row, rows;
     int first_segment, segments;
     int first_partial, quads;

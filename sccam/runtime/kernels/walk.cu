@@ -109,6 +109,7 @@ extern "C" __global__ void walk_unpack(const int2* blocks, const Image* images, 
         state[image.state + static_cast<size_t>(c) * image.plane + (y + REACH) * image.pitch + PADDING + x];
 }
 
+// Sums are written as fmaf, so that both kernels below round alike and a result does not depend on its batch.
 template <int CHANNELS>
 __device__ inline void step(const int2* __restrict__ blocks, const Image* __restrict__ images,
                             const ushort4* __restrict__ weights, const float* __restrict__ sums,
@@ -167,15 +168,15 @@ __device__ inline void step(const int2* __restrict__ blocks, const Image* __rest
         float4* there = reinterpret_cast<float4*>(other + planes[c]);
         if (back != 0.0f) {
             const float4 previous = *there;
-            next.x -= back * previous.x, next.y -= back * previous.y;
-            next.z -= back * previous.z, next.w -= back * previous.w;
+            next.x = fmaf(-back, previous.x, next.x), next.y = fmaf(-back, previous.y, next.y);
+            next.z = fmaf(-back, previous.z, next.z), next.w = fmaf(-back, previous.w, next.w);
         }
         *there = next;
         if (weight != 0.0f) {
             float4* kept = reinterpret_cast<float4*>(total + planes[c]);
             float4 added = *kept;
-            added.x += weight * next.x, added.y += weight * next.y;
-            added.z += weight * next.z, added.w += weight * next.w;
+            added.x = fmaf(weight, next.x, added.x), added.y = fmaf(weight, next.y, added.y);
+            added.z = fmaf(weight, next.z, added.z), added.w = fmaf(weight, next.w, added.w);
             *kept = added;
         }
     }
