@@ -200,9 +200,9 @@ def smooth_features(grid: tuple[int, int]) -> torch.Tensor:
 
 
 def photo(seed: int) -> np.ndarray:
-    """u8 [H W 3]: smooth fields of colour with edges and noise. Real photos have 11 to 18 thousand vertices."""
+    """u8 [H W 3]: smooth fields of colour with edges and noise: about 15 thousand vertices, as photos have."""
     rng = np.random.default_rng(seed)
-    coarse = torch.as_tensor(rng.random((1, 3, 12, 16)) * 255)
+    coarse = torch.as_tensor(rng.random((1, 3, 12, 16)) * 60 + 98)
     image = interpolate(coarse, VOC, mode="bicubic", align_corners=False)[0].permute(1, 2, 0).numpy()
     blocks = rng.integers(-60, 60, (6, 8, 3)).repeat(63, axis=0)[: VOC[0]].repeat(63, axis=1)[:, : VOC[1]]
     return np.clip(image + blocks + rng.normal(0, 4, image.shape), 0, 255).astype(np.uint8)

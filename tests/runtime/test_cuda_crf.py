@@ -74,10 +74,11 @@ def test_vertices_of_padding_pixels_count(device, monkeypatch):
 
 
 @needs_library
-def test_rows_with_many_pixels_equal_pydensecrf(device):
+@pytest.mark.parametrize("labels", [5, 37])
+def test_rows_with_many_pixels_equal_pydensecrf(device, labels):
     image = np.full((41, 53, 3), 90, np.uint8)  # one colour: some vertices gather hundreds of pixels
     image[30:, 20:] = 180
-    scores = crf_scores(41, 53, 5)
+    scores = crf_scores(41, 53, labels)
     ((found,),) = dense_crfs([image], [[scores]], SOFT, device=device)
     assert difference(found, dense_crf(image, scores, SOFT)) <= ERROR["crf"]
 

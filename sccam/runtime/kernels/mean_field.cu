@@ -121,7 +121,7 @@ extern "C" __global__ void mean_field_splat_longs(const int4* longs, const Span*
         }
         if (lane == 0 && q < span.quads)
             values[span.values + static_cast<size_t>(row.x - span.first_row) * span.quads + q] = lanes[threadIdx.x];
-        __syncthreads();  // before lanes are written again
+        // No barrier: in the next turn each thread first writes the place that only it has read since the last one.
     }
 }
 
