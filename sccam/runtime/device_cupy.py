@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -53,12 +54,13 @@ class CupyDevice:
         self.cupy = cupy
         self.gpu = cupy.cuda.Device()
         self.stream = stream or cupy.cuda.Stream(non_blocking=True)
+        self._lock = threading.RLock()  # plans own buffers: one batch at a time
         self._programs: dict[Hashable, _Program] = {}
         self._plans: OrderedDict[Hashable, Any] = OrderedDict()
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        with self.gpu, self.stream:
+        with self._lock, self.gpu, self.stream:
             try:
                 yield
             except MemoryError as error:  # CuPy's own error is one, and what Thrust throws becomes one

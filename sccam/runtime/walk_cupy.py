@@ -145,6 +145,7 @@ class _Plan:
         self.beta, self.coefficients, self.steps = float(config.beta), coefficients, config.steps
 
         self.cell_blocks, self.cell_count = self._blocks(4 * quads * heights, THREADS)
+        self.pack_blocks, self.pack_count = self._blocks(channels * heights * 4 * quads, THREADS)
         self.value_blocks, self.value_count = self._blocks(channels * heights * widths, THREADS)
         many = MANY if stencil.reach <= FARTHEST_FOR_MANY else 1
         threads = heights * quads * -(-channels // many)
@@ -167,7 +168,7 @@ class _Plan:
         )  # fmt: skip
         first = 0.0 if self.coefficients is None else float(self.coefficients[0])
         launch(
-            "walk_pack", self.value_count, THREADS, self.value_blocks, self.images, pointers, first,
+            "walk_pack", self.pack_count, THREADS, self.pack_blocks, self.images, pointers, first,
             self.states[0], self.total,
         )  # fmt: skip
         self.walk(self._steps)

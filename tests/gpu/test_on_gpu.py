@@ -83,8 +83,8 @@ def test_a_large_batch_of_walks_equals_the_paper_form(radius):
 
 
 def test_walks_repeat_to_the_bit_in_any_batch():
-    fields = [field_of((47, 63), seed=n) for n in range(12)]
-    scores = [on_gpu(walk_scores((47, 63), 21, n)) for n in range(12)]
+    fields = [field_of((47, 63), seed=n) for n in range(20)]  # enough for walk_step_many
+    scores = [on_gpu(walk_scores((47, 63), 21, n)) for n in range(20)]
     first = random_walks(scores, fields, WalkConfig())
     for _ in range(REPEATS):
         assert all(map(np.array_equal, random_walks(scores, fields, WalkConfig()), first))

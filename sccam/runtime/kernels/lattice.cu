@@ -50,7 +50,7 @@ struct Key {
 __device__ inline unsigned long long peek(const unsigned long long* slot) {
 #ifdef __CUDA_ARCH__
     unsigned long long key;  // relaxed: other threads may write it now
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(key) : "l"(slot) : "memory");
+    asm volatile("ld.relaxed.gpu.u64 %0, [%1];" : "=l"(key) : "l"(slot) : "memory");
     return key;
 #else
     return __atomic_load_n(slot, __ATOMIC_RELAXED);

@@ -84,15 +84,17 @@ extern "C" __global__ void walk_weights(const int2* blocks, const Image* images,
     sums[image.cells + cell] = sum;
 }
 
-// Channels [c h w] into padded planes, and total = weight * channels. One thread a value.
+// Channels [c h w] into padded planes, and total = weight * channels. One thread a value or a cell of padding in the last
+// quad of a row, which is cleared: a NaN of an earlier batch may have come there, for 0 * NaN is NaN.
 extern "C" __global__ void walk_pack(const int2* blocks, const Image* images, const unsigned long long* channels,
                                      float weight, float* state, float* total) {
     const int2 block = blocks[blockIdx.x];
     const Image image = images[block.x];
-    const int item = block.y + threadIdx.x;
-    const int x = item % image.width, y = item / image.width % image.height, c = item / image.width / image.height;
+    const int item = block.y + threadIdx.x, columns = 4 * image.quads;
+    const int x = item % columns, y = item / columns % image.height, c = item / columns / image.height;
     if (c >= image.channels) return;
-    const float value = reinterpret_cast<const float*>(channels[block.x])[item];
+    const float* plain = reinterpret_cast<const float*>(channels[block.x]) + static_cast<size_t>(c) * image.height * image.width;
+    const float value = x < image.width ? plain[y * image.width + x] : 0.0f;
     const size_t place = image.state + static_cast<size_t>(c) * image.plane + (y + REACH) * image.pitch + PADDING + x;
     state[place] = value;
     total[place] = weight * value;
