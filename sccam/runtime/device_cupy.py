@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -134,6 +135,7 @@ class CupyDevice:
     def release(self) -> None:
         self.stream.synchronize()
         self._plans.clear()
+        gc.collect()  # a traceback may hold buffers in a cycle
         self.cupy.get_default_memory_pool().free_all_blocks()
 
 

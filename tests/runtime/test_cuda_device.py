@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,17 @@ import torch
 
 from sccam.errors import BackendUnavailable, ResourceError, ShapeError
 from sccam.runtime import device_cupy
-from sccam.runtime.device import PLANS, MemoryFull, before, block_table, in_batches
+from sccam.runtime.affinity_cupy import affinity_fields
+from sccam.runtime.crf_cupy import dense_crfs
+from sccam.runtime.device import KERNELS, PLANS, Device, MemoryFull, before, block_table, in_batches
 from sccam.runtime.device_cupy import CupyDevice
+from sccam.runtime.merge_cupy import merge_maps
+from sccam.runtime.walk_cupy import random_walks
+from sccam.stages.affinity_labels import neighbour_offsets
+from sccam.stages.crf import PSA
+from sccam.stages.walk import WalkConfig
+from tests.runtime.cuda_cases import crf_scores, field_of, photo, views_of, walk_scores
+from tests.runtime.cuda_shim.device import ShimDevice
 
 
 def test_blocks_of_a_ragged_batch_serve_one_part_each():
@@ -92,7 +102,7 @@ class Stream(contextlib.nullcontext):
         pass
 
     def begin_capture(self) -> None:
-        self.captured = []
+        self.captured = []  # kernels of the stand-in run at once: only what is launched by name is kept
 
     def end_capture(self) -> Any:
         captured, self.captured = self.captured, None
@@ -102,8 +112,39 @@ class Stream(contextlib.nullcontext):
         (self.log if self.captured is None else self.captured).append(name)
 
 
+class Array(np.ndarray):
+    """A NumPy array with the address where CuPy keeps it."""
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+def as_array(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """The same function, whose result is an Array."""
+    return lambda *arguments, **keywords: function(*arguments, **keywords).view(Array)
+
+
+class Module:
+    """As `cupy.RawModule`, with kernels that g++ compiled."""
+
+    def __init__(self, folder: Path, code: str, options: tuple[str, ...]) -> None:
+        (source,) = [path for path in KERNELS.glob("*.cu") if path.read_text(encoding="utf-8") == code]
+        assert options[0] == "--std=c++17"
+        macros = [option.removeprefix("-D").split("=") for option in options[1:]]
+        self.program = ShimDevice(folder).program(source.stem, tuple((name, value) for name, value in macros))
+
+    def get_function(self, name: str) -> Callable[..., None]:
+        def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+            assert all(isinstance(value, Array | np.int32 | np.float32) for value in arguments)
+            plain = [value if isinstance(value, np.ndarray) else value.item() for value in arguments]
+            self.program.launch(name, *grid, *block, *plain)
+
+        return launch
+
+
 @pytest.fixture
-def stub() -> Any:
+def stub(kernel_folder) -> Any:
     """The words of CuPy that we use, on NumPy arrays."""
     gpu = contextlib.nullcontext()
     gpu.id = 0  # type: ignore[attr-defined]
@@ -115,9 +156,30 @@ def stub() -> Any:
             runtime=SimpleNamespace(CUDARuntimeError=CudaError, getDeviceCount=lambda: 1),
         ),
         get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
-        asarray=np.asarray, empty=np.empty, full=np.full, zeros=np.zeros, sort=np.sort, cumsum=np.cumsum,
-        ascontiguousarray=np.ascontiguousarray, asnumpy=lambda array, stream: array,
+        asarray=as_array(np.array), empty=as_array(np.empty), full=as_array(np.full), zeros=as_array(np.zeros),
+        sort=as_array(np.sort), cumsum=as_array(np.cumsum), ascontiguousarray=as_array(np.ascontiguousarray),
+        asnumpy=lambda array, stream: np.array(array), RawModule=partial(Module, kernel_folder), __version__="14",
     )  # fmt: skip
+
+
+def test_cupy_gets_the_calls_that_it_understands(stub, device):
+    """Whole calls through CupyDevice, whose every word a stand-in answers: the numbers of the other stand-in."""
+    cupy = CupyDevice(stub)
+    field, scores = field_of((6, 9)), walk_scores((6, 9), 2)
+    image, unary = photo(9, 11), crf_scores(9, 11, 3)
+    views = views_of(2, True)
+
+    def results(one: Device) -> list[np.ndarray]:
+        return [
+            random_walks([scores], [field], WalkConfig(steps=30), device=one)[0],
+            dense_crfs([image], [[unary]], PSA, device=one)[0][0],
+            merge_maps(views, (8, 9), True, device=one),
+            affinity_fields([scores], neighbour_offsets(3), 8, device=one)[0].values,
+        ]
+
+    expected = results(device)
+    for _ in range(2):  # plainly, then from plans that are kept
+        assert all(map(np.array_equal, results(cupy), expected))
 
 
 def test_a_loop_is_launched_once_then_captured_then_replayed(stub):

@@ -123,10 +123,8 @@ def test_wrong_walk_input_is_named(device):
         random_walks([np.zeros((2, 5, 6), np.float32)] * 2, [field], WalkConfig(), device=device)
     with pytest.raises(NumericError, match="NaN"):
         random_walks([np.full((1, 5, 6), np.nan, np.float32)], [field], WalkConfig(), device=device)
-    scores = walk_scores((5, 6), 1)
-    (walked,) = random_walks(
-        [scores], [field], WalkConfig(), device=device
-    )  # no trace of the NaN in the plan's buffers
+    scores = walk_scores((5, 6), 1)  # the same shape: no trace of the NaN is left in the plan's buffers
+    (walked,) = random_walks([scores], [field], WalkConfig(), device=device)
     assert difference(walked, random_walk(scores, field, WalkConfig())) <= ERROR["walk, weights in half"]
     far = AffinityField(np.zeros((1, 5, 40), np.float32), np.array([(0, 16)], np.int32), 8)
     with pytest.raises(ShapeError, match="16 cells away"):

@@ -105,18 +105,21 @@ void run(unsigned blocks, unsigned threads, bool barriers, unsigned seed, Body&&
             workers.emplace_back([&, n] { run_freely(blocks, threads, seed, n, WORKERS, body); });
         return;
     }
-    // All threads of a block leave the barrier together, so one that returns early leaves it for good, as on a GPU.
-    for (unsigned block : shuffled(blocks, seed)) {
-        std::barrier barrier(threads);
-        for (unsigned thread = 0; thread < threads; ++thread)
-            workers.emplace_back([&, block, thread] {
+    const auto order = shuffled(blocks, seed);
+    std::vector<std::unique_ptr<std::barrier<>>> inner;  // a thread that returns early leaves its block's for good
+    for (unsigned n = 0; n < blocks; ++n) inner.push_back(std::make_unique<std::barrier<>>(threads));
+    std::barrier between(threads);  // blocks share one memory for what is __shared__
+    for (unsigned thread = 0; thread < threads; ++thread)
+        workers.emplace_back([&, thread] {
+            for (unsigned block : order) {
                 stand_at(block, thread, blocks, threads);
-                wait = [&] { barrier.arrive_and_wait(); };
+                wait = [&] { inner[block]->arrive_and_wait(); };
                 body();
-                barrier.arrive_and_drop();
-            });
-        workers.clear();
-    }
+                inner[block]->arrive_and_drop();
+                between.arrive_and_wait();
+            }
+        });
+    workers.clear();  // before what they use is gone
 }
 
 #else
