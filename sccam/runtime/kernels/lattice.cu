@@ -1,6 +1,6 @@
 // Permutohedral lattices of a batch of images: for each pixel the D + 1 vertices around it and its weights there.
 //
-//     position e = E f,  f = (x, y) / sxy  or  (x, y) / sxy, (r, g, b) / srgb;   pixel = sum over vertices of weight * vertex
+//     e = E f = sum over vertices of weight * vertex,   f = (x, y) / sxy  or  (x, y) / sxy, (r, g, b) / srgb
 //
 // Source of the geometry: Adams, Baek & Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice",
 // Eurographics 2010, sections 3.1 and 3.2. Roundings are those of the pydensecrf library, step by step, so that every
@@ -8,9 +8,9 @@
 // The library pads an image to a multiple of four pixels with features of zero, which adds vertices where nothing is
 // splatted but blur passes through; here one such pixel does the same.
 //
-// Keys. All coordinates of a vertex are equal modulo D + 1, so coordinate i is (D + 1) m_i + residue. A key is, from the
-// top: image (6 bits), residue (3), m_0 ... m_(D-1), BITS each, biased. One step along an axis changes each m by at most
-// one, and m stays one away from the ends of its field, so that no step carries into another field.
+// Keys. All coordinates of a vertex are equal modulo D + 1, so coordinate i is (D + 1) m_i + residue. A key is, from
+// the top: image (6 bits), residue (3), m_0 ... m_(D-1), BITS each, biased. One step along an axis changes each m by at
+// most one, and m stays one away from the ends of its field, so that no step carries into another field.
 //
 // Inserting is a single compare-and-swap of the whole key into a slot of an open-addressing table. A slot changes once,
 // from EMPTY to its key; whoever reads it sees one or the other, there is nothing to lock and nothing to publish. Which
@@ -140,7 +140,7 @@ __device__ inline void insert(unsigned long long image, const float* f, const fl
     }
     if (!fits) atomicOr(flags, OVERFLOW_FLAG);
 
-    // by_rank[k]: the distance of rank k. Weight of vertex r: by_rank[D - r] - by_rank[D - r + 1]; of vertex 0 the rest.
+    // by_rank[k]: the distance of rank k. Weight of vertex r: by_rank[D - r] - by_rank[D - r + 1]; vertex 0 the rest.
     float by_rank[D + 1];
 #pragma unroll
     for (int k = 0; k <= D; ++k) {
@@ -164,11 +164,11 @@ __device__ inline void insert(unsigned long long image, const float* f, const fl
     }
 }
 
-// images: {first pixel, width, height, 1 where there is a padding pixel}. One thread a pixel, 256 threads: the kernel is
-// bound by the table in L2, and neighbouring pixels mostly meet the same slots. slots, weights: [D + 1][all pixels].
-extern "C" __global__ void lattice_insert_gaussian(const int2* blocks, const int4* images, const float* scales, float sxy,
-                                                   int total, unsigned long long* table, int mask, int* slots,
-                                                   float* weights, int* flags) {
+// images: {first pixel, width, height, 1 where there is a padding pixel}. One thread a pixel, 256 threads: the kernel
+// is bound by the table in L2, and neighbouring pixels mostly meet the same slots. slots, weights: [D + 1][all pixels].
+extern "C" __global__ void lattice_insert_gaussian(const int2* blocks, const int4* images, const float* scales,
+                                                   float sxy, int total, unsigned long long* table, int mask,
+                                                   int* slots, float* weights, int* flags) {
     const int2 block = blocks[blockIdx.x];
     const int4 image = images[block.x];
     const int pixel = block.y + threadIdx.x, count = image.y * image.z;
@@ -192,7 +192,8 @@ extern "C" __global__ void lattice_insert_bilateral(const int2* blocks, const in
     if (pixel >= count + image.w) return;
     float f[5] = {};
     if (pixel < count) {
-        const unsigned char* colour = reinterpret_cast<const unsigned char*>(colours[block.x]) + 3 * static_cast<size_t>(pixel);
+        const unsigned char* plane = reinterpret_cast<const unsigned char*>(colours[block.x]);
+        const unsigned char* colour = plane + 3 * static_cast<size_t>(pixel);
         f[0] = __fdiv_rn(static_cast<float>(pixel % image.y), sxy);
         f[1] = __fdiv_rn(static_cast<float>(pixel / image.y), sxy);
         for (int n = 0; n < 3; ++n) f[2 + n] = __fdiv_rn(static_cast<float>(colour[n]), srgb);
@@ -201,7 +202,8 @@ extern "C" __global__ void lattice_insert_bilateral(const int2* blocks, const in
 }
 
 // Keys of all full slots, in any order. One thread a slot.
-extern "C" __global__ void lattice_keys(const unsigned long long* table, int slots, unsigned long long* keys, int* count) {
+extern "C" __global__ void lattice_keys(const unsigned long long* table, int slots, unsigned long long* keys,
+                                        int* count) {
     const int slot = blockIdx.x * blockDim.x + threadIdx.x;
     if (slot < slots && table[slot] != EMPTY) keys[atomicAdd(count, 1)] = table[slot];
 }
@@ -225,8 +227,8 @@ extern "C" __global__ void lattice_entries(const int* row_of_slot, int entries, 
 }
 
 template <int D>
-__device__ inline void neighbours_of(const unsigned long long* keys, int count, const unsigned long long* table, int mask,
-                                     const int* row_of_slot, int first_row, int stride, int2* neighbours) {
+__device__ inline void neighbours_of(const unsigned long long* keys, int count, const unsigned long long* table,
+                                     int mask, const int* row_of_slot, int first_row, int stride, int2* neighbours) {
     const int item = blockIdx.x * blockDim.x + threadIdx.x, row = item % count, axis = item / count;
     if (axis > D) return;
     const int up = found(table, mask, Key<D>::neighbour(keys[row], axis, true));
@@ -237,8 +239,9 @@ __device__ inline void neighbours_of(const unsigned long long* keys, int count, 
 
 // neighbours: {row, row} or -1, [axis][stride]. One thread a vertex and axis.
 extern "C" __global__ void lattice_neighbours_gaussian(const unsigned long long* keys, int count,
-                                                       const unsigned long long* table, int mask, const int* row_of_slot,
-                                                       int first_row, int stride, int2* neighbours) {
+                                                       const unsigned long long* table, int mask,
+                                                       const int* row_of_slot, int first_row, int stride,
+                                                       int2* neighbours) {
     neighbours_of<2>(keys, count, table, mask, row_of_slot, first_row, stride, neighbours);
 }
 
@@ -250,7 +253,8 @@ extern "C" __global__ void lattice_neighbours_bilateral(const unsigned long long
 }
 
 // first_entry[row]: where a row's entries begin in their order; one thread a row and one for the end.
-extern "C" __global__ void lattice_row_starts(const unsigned long long* order, int entries, int count, int* first_entry) {
+extern "C" __global__ void lattice_row_starts(const unsigned long long* order, int entries, int count,
+                                              int* first_entry) {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row <= count) first_entry[row] = rank_of(order, entries, static_cast<unsigned long long>(row) << 32);
 }
@@ -267,7 +271,7 @@ extern "C" __global__ void lattice_split(const int* first_entry, int count, int*
 }
 
 // {row, segment, long row, partial sum} with which each image begins; one thread an image and one for the end.
-// image_key: key of image 1 whose other fields are zero.
+// shift: how far the image lies above the lowest bit of a key.
 extern "C" __global__ void lattice_bounds(const unsigned long long* keys, int count, int images, int shift,
                                           const int* first_segment, const int* first_long, const int* first_partial,
                                           int4* bounds) {
@@ -280,8 +284,8 @@ extern "C" __global__ void lattice_bounds(const unsigned long long* keys, int co
 // segments[n] = {row, first entry, last entry + 1, its partial sum or -1 where it is the whole row}, numbered over both
 // lattices. One thread a segment.
 extern "C" __global__ void lattice_segments(const int* first_entry, const int* first_segment, const int* first_partial,
-                                            int count, int segment_count, int row_base, int segment_base, int entry_base,
-                                            int partial_base, int4* segments) {
+                                            int count, int segment_count, int row_base, int segment_base,
+                                            int entry_base, int partial_base, int4* segments) {
     const int segment = blockIdx.x * blockDim.x + threadIdx.x;
     if (segment >= segment_count) return;
     int row = 0, high = count;  // the last row that begins at or before this segment

@@ -6,9 +6,9 @@
 // them; blur, once an axis; update, which slices W, adds, and takes the softmax. Nothing is added atomically, and the
 // order of every sum is fixed by the image alone, so results repeat to the bit in any batch.
 //
-// Layout. Labels go in quads of four floats; an image's row has `quads` of them, those of its first unary, then those of
-// its second, each padded to a multiple of four. Rows of a span (the vertices of one image in one lattice, spans of the
-// Gaussian lattice first) lie together: the quad (row, q) is values[span.values + (row - first_row) * quads + q].
+// Layout. Labels go in quads of four floats; an image's row has `quads` of them, those of its first unary, then those
+// of its second, each padded to a multiple of four. Rows of a span (the vertices of one image in one lattice, spans of
+// the Gaussian lattice first) lie together: the quad (row, q) is values[span.values + (row - first_row) * quads + q].
 
 struct alignas(16) Span {  // 16 integers; crf_layout.py, SPAN
     int first_row, rows;
@@ -174,14 +174,14 @@ __device__ inline void normalise(const int2* blocks, const Span* spans, int firs
     for (int r = 0; r < VERTICES; ++r) weights[static_cast<size_t>(r) * total + span.first_pixel + pixel] *= norm;
 }
 
-extern "C" __global__ void mean_field_normalise_gaussian(const int2* blocks, const Span* spans, int first_span, int total,
-                                                         const int* rows, const float4* values, float alpha,
+extern "C" __global__ void mean_field_normalise_gaussian(const int2* blocks, const Span* spans, int first_span,
+                                                         int total, const int* rows, const float4* values, float alpha,
                                                          float* weights) {
     normalise<3>(blocks, spans, first_span, total, rows, values, alpha, weights);
 }
 
-extern "C" __global__ void mean_field_normalise_bilateral(const int2* blocks, const Span* spans, int first_span, int total,
-                                                          const int* rows, const float4* values, float alpha,
+extern "C" __global__ void mean_field_normalise_bilateral(const int2* blocks, const Span* spans, int first_span,
+                                                          int total, const int* rows, const float4* values, float alpha,
                                                           float* weights) {
     normalise<6>(blocks, spans, first_span, total, rows, values, alpha, weights);
 }
@@ -190,8 +190,9 @@ extern "C" __global__ void mean_field_normalise_bilateral(const int2* blocks, co
 // only the softmax. rows, weights: three vertices of the Gaussian lattice, then six of the bilateral one.
 // Launch: 256 threads, 256 / quads pixels a block, one thread for a pixel and quad, quads in neighbouring threads; the
 // maximum and the sum of a pixel pass through shared memory.
-extern "C" __global__ void mean_field_update(const int2* __restrict__ blocks, const Span* __restrict__ spans, int images,
-                                             const int4* __restrict__ labels, int total, const int* __restrict__ rows,
+extern "C" __global__ void mean_field_update(const int2* __restrict__ blocks, const Span* __restrict__ spans,
+                                             int images, const int4* __restrict__ labels, int total,
+                                             const int* __restrict__ rows,
                                              const float* __restrict__ weights, const float4* __restrict__ gaussian,
                                              float gaussian_factor, const float4* __restrict__ bilateral,
                                              float bilateral_factor, int messages, const float4* __restrict__ logits,
@@ -211,7 +212,8 @@ extern "C" __global__ void mean_field_update(const int2* __restrict__ blocks, co
         if (messages) {
             add(value, gaussian_factor, sliced<3>(smooth, pixel, q, total, rows, weights, gaussian));
             const size_t skipped = 3 * static_cast<size_t>(total);
-            add(value, bilateral_factor, sliced<6>(colour, pixel, q, total, rows + skipped, weights + skipped, bilateral));
+            add(value, bilateral_factor,
+                sliced<6>(colour, pixel, q, total, rows + skipped, weights + skipped, bilateral));
         }
     }
     highest[threadIdx.x] = fmaxf(fmaxf(value.x, value.y), fmaxf(value.z, value.w));

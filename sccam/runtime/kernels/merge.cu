@@ -4,8 +4,8 @@
 // precision as torch computes them.
 
 // scales: {height, width, views, unused}; maps: address of each scale's [views][P][h][w]; the second view is mirrored.
-// Launch: one thread for an output cell of one class, cells along x in neighbouring threads; it visits all scales, so the
-// sum never leaves its register.
+// Launch: one thread for an output cell of one class, cells along x in neighbouring threads; it visits all scales, so
+// the sum never leaves its register.
 extern "C" __global__ void merge(const int4* __restrict__ scales, const unsigned long long* __restrict__ maps,
                                  int scale_count, int classes, int height, int width, float* __restrict__ merged) {
     const int item = blockIdx.x * blockDim.x + threadIdx.x, cells = height * width;

@@ -4,15 +4,17 @@
 // up in the order in which the step adds, so that a constant stays what it is. The step also does the three-term
 // recurrence of a Chebyshev expansion:   next = scale * y - back * previous,   total += weight * next.
 //
-// A tap is one neighbour in the window of rows -REACH .. REACH; row dy has columns -half_width(dy) .. half_width(dy). Both
-// directions of a pair are stored at the cell that gathers, so that every load is aligned and no cell is written twice.
+// A tap is one neighbour in the window of rows -REACH .. REACH; row dy has columns -half_width(dy) .. half_width(dy).
+// Both directions of a pair are stored at the cell that gathers, so that every load is aligned and no cell is written
+// twice.
 //
 // Layout. States: planes of (h + 2 REACH) rows of `pitch` floats, zero around the grid, so that no step looks at a
 // border. Weights: [tap][h][quads] of four halves. Outside the grid weights are 0 and D is 1, so padding stays 0.
 //
 // Launch of the step: one thread for four cells along x and CHANNELS channels, neighbours in x in neighbouring threads.
-// A tap's four weights serve CHANNELS x 4 multiply-adds, and a row's window of 4 + 2 half_width values serves all its taps:
-// about one load for seven multiply-adds instead of two for one. Small batches take one channel a thread, to fill the GPU.
+// A tap's four weights serve CHANNELS x 4 multiply-adds, and a row's window of 4 + 2 half_width values serves all its
+// taps: about one load for seven multiply-adds instead of two for one. Small batches take one channel a thread, to fill
+// the GPU.
 
 #ifndef REACH
 #define REACH 4  // rows of the window above and below
@@ -84,8 +86,8 @@ extern "C" __global__ void walk_weights(const int2* blocks, const Image* images,
     sums[image.cells + cell] = sum;
 }
 
-// Channels [c h w] into padded planes, and total = weight * channels. One thread a value or a cell of padding in the last
-// quad of a row, which is cleared: a NaN of an earlier batch may have come there, for 0 * NaN is NaN.
+// Channels [c h w] into padded planes, and total = weight * channels. One thread a value or a cell of padding in the
+// last quad of a row, which is cleared: a NaN of an earlier batch may have come there, for 0 * NaN is NaN.
 extern "C" __global__ void walk_pack(const int2* blocks, const Image* images, const unsigned long long* channels,
                                      float weight, float* state, float* total) {
     const int2 block = blocks[blockIdx.x];
@@ -93,8 +95,9 @@ extern "C" __global__ void walk_pack(const int2* blocks, const Image* images, co
     const int item = block.y + threadIdx.x, columns = 4 * image.quads;
     const int x = item % columns, y = item / columns % image.height, c = item / columns / image.height;
     if (c >= image.channels) return;
-    const float* plain = reinterpret_cast<const float*>(channels[block.x]) + static_cast<size_t>(c) * image.height * image.width;
-    const float value = x < image.width ? plain[y * image.width + x] : 0.0f;
+    const float* row = reinterpret_cast<const float*>(channels[block.x]) +
+                       (static_cast<size_t>(c) * image.height + y) * image.width;
+    const float value = x < image.width ? row[x] : 0.0f;
     const size_t place = image.state + static_cast<size_t>(c) * image.plane + (y + REACH) * image.pitch + PADDING + x;
     state[place] = value;
     total[place] = weight * value;
@@ -144,8 +147,10 @@ __device__ inline void step(const int2* __restrict__ blocks, const Image* __rest
 #pragma unroll
             for (int n = 0; n < WINDOW; n += 4)
                 if (n + 3 >= PADDING - half_width(dy) && n < PADDING + 4 + half_width(dy)) {
-                    const float4 part = *reinterpret_cast<const float4*>(state + planes[c] + dy * image.pitch + n - PADDING);
-                    window[c][n] = part.x, window[c][n + 1] = part.y, window[c][n + 2] = part.z, window[c][n + 3] = part.w;
+                    const float* from = state + planes[c] + dy * image.pitch + n - PADDING;
+                    const float4 part = *reinterpret_cast<const float4*>(from);
+                    window[c][n] = part.x, window[c][n + 1] = part.y;
+                    window[c][n + 2] = part.z, window[c][n + 3] = part.w;
                 }
 #pragma unroll
         for (int dx = -PADDING; dx <= PADDING; ++dx) {
@@ -161,7 +166,7 @@ __device__ inline void step(const int2* __restrict__ blocks, const Image* __rest
         }
     }
 
-    const float4 D = *reinterpret_cast<const float4*>(sums + image.cells + 4 * (static_cast<size_t>(y) * image.quads + quad));
+    const float4 D = *reinterpret_cast<const float4*>(sums + image.cells + 4 * (y * image.quads + quad));
 #pragma unroll
     for (int c = 0; c < CHANNELS; ++c) {
         if (channel + c >= image.channels) continue;
@@ -185,14 +190,14 @@ __device__ inline void step(const int2* __restrict__ blocks, const Image* __rest
 }
 
 extern "C" __global__ void __launch_bounds__(128)
-    walk_step_one(const int2* blocks, const Image* images, const ushort4* weights, const float* sums, const float* state,
-                float* other, float* total, float scale, float back, float weight) {
+    walk_step_one(const int2* blocks, const Image* images, const ushort4* weights, const float* sums,
+                  const float* state, float* other, float* total, float scale, float back, float weight) {
     step<1>(blocks, images, weights, sums, state, other, total, scale, back, weight);
 }
 
 // Four windows of a wider reach do not fit in registers; walk_cupy.py, MANY.
 extern "C" __global__ void __launch_bounds__(128)
-    walk_step_many(const int2* blocks, const Image* images, const ushort4* weights, const float* sums, const float* state,
-                float* other, float* total, float scale, float back, float weight) {
+    walk_step_many(const int2* blocks, const Image* images, const ushort4* weights, const float* sums,
+                  const float* state, float* other, float* total, float scale, float back, float weight) {
     step<REACH <= 8 ? 4 : 1>(blocks, images, weights, sums, state, other, total, scale, back, weight);
 }
