@@ -13,7 +13,7 @@
 //
 // Launch of the step: one thread for four cells along x and CHANNELS channels, neighbours in x in neighbouring threads.
 // A tap's four weights serve CHANNELS x 4 multiply-adds, and a row's window of 4 + 2 half_width values serves all its
-// taps: about one load for seven multiply-adds instead of two for one. Small batches take one channel a thread, to fill
+// taps: about one load for six multiply-adds instead of two for one. Small batches take one channel a thread, to fill
 // the GPU.
 
 #ifndef REACH
