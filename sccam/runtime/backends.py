@@ -18,25 +18,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sccam.errors import BackendUnavailable, ConfigError
-from sccam.runtime import native
+from sccam.runtime import device_cupy, native
 
 TABLE: dict[str, dict[str, str]] = {
     "affinity": {
         "native": "sccam.runtime.affinity_native:affinity_fields",
         "portable": "sccam.runtime.portable:affinity_fields",
+        "cupy": "sccam.runtime.affinity_cupy:affinity_fields",
     },
     "walk": {
         "native": "sccam.runtime.walk_native:random_walks",
         "portable": "sccam.runtime.portable:random_walks",
+        "cupy": "sccam.runtime.walk_cupy:random_walks",
     },
     "crf": {
         "native": "sccam.runtime.crf_native:dense_crfs",
         "portable": "sccam.runtime.crf_portable:dense_crfs",
+        "cupy": "sccam.runtime.crf_cupy:dense_crfs",
         "pydensecrf": "sccam.runtime.crf_pydensecrf:dense_crfs",
     },
     "merge": {
         "native": "sccam.runtime.merge_native:merge_maps",
         "portable": "sccam.stages.cam:merge_maps",
+        "cupy": "sccam.runtime.merge_cupy:merge_maps",
     },
     "k_means": {
         "blas": "sccam.runtime.kmeans_blas:k_means",
@@ -105,6 +109,8 @@ def missing(name: str) -> BackendUnavailable | None:
     """Why rows of this name cannot work here; None where they can."""
     if name == "native":
         return None if native.available() else native.unavailable()
+    if name == "cupy":
+        return device_cupy.missing()
     if name == "pydensecrf" and importlib.util.find_spec("pydensecrf") is None:
         return BackendUnavailable("pydensecrf is not installed", where="backends", fix='pip install "sccam[crf]"')
     return None
