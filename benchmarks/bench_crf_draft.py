@@ -64,7 +64,7 @@ def speed(images: list[ByteArray]) -> None:
 
 
 def throughput(images: list[ByteArray]) -> None:
-    """An image on each of two threads, against two processes of pydensecrf."""
+    """A batch on two threads, against two processes of pydensecrf."""
     for labels, unaries in ((21, 1), (3, 2)):
         scores = [[soft_scores(SIZE, labels, n) for n in range(unaries)]] * len(images)
         ours, theirs = [], []

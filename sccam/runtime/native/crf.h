@@ -2,7 +2,7 @@
 //
 // Source: Krähenbühl & Koltun, NeurIPS 2011. Here one pass over the pixels does slice, sum, softmax and splat, so that
 // no message is ever stored. Values of a vertex or a pixel are a row of lanes: the labels of all unaries side by side,
-// each unary a group of lanes filled up to a power of two or to whole vectors. Each part of the image splats into values
+// each unary a group of lanes filled up to a power of two or to whole vectors. Each part of an image splats into values
 // of its own, which are added up in one order: the result depends on the number of parts, never on that of threads.
 #pragma once
 
