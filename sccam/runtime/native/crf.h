@@ -151,13 +151,16 @@ struct RowWork {
         }
     }
 
-    // Whole vectors, of which the next pixel overwrites the padding; the last pixel's may be another part's.
+    // Whole vectors, of which the next pixels overwrite the padding; not at the end, where another part may follow.
     static void keep_logits(Task& task, int64_t pixel, int length, const float* rows) {
         const int64_t lanes = RowWork::lanes(task), used = task.rows.used, stride = task.rows.stride;
         float* to = task.logits.data() + pixel * used;
-        for (int row = 1; row < length; ++row, to += used, rows += stride)
-            for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n) at(to, n) = at(rows, n);
-        std::copy_n(rows, used, to);
+        for (const float* const end = to + length * used; to < end; to += used, rows += stride) {
+            if (to + lanes <= end)
+                for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n) at(to, n) = at(rows, n);
+            else
+                std::copy_n(rows, used, to);
+        }
     }
 
     // One update of the pixels of a part.
