@@ -16,7 +16,7 @@ from sccam.runtime import native
 from sccam.stages.crf import PSA, SCORE_FLOOR, CrfConfig, check_inputs
 from sccam.structures import ByteArray, FloatArray
 
-MOST_PARTS = 4  # of an image, each with a copy of the values at the vertices; more threads need more images
+MOST_PARTS = 4  # of an image, each with values at the vertices of its own; more threads need more images
 
 
 def dense_crfs(
@@ -33,7 +33,7 @@ def dense_crfs(
         images: each u8 [H W 3] RGB.
         scores: for each image its unaries, each [c H W] in [0, 1] with its own number of labels c.
         config: kernels and iterations.
-        threads: 0 for all cores. They are shared out to the images first; what is left over works inside images.
+        threads: 0 for all cores. Up to MOST_PARTS of them work on one image; with more, several images at once.
         instruction_set: one of `native.available()`; the best by default.
 
     Raises:
@@ -43,12 +43,11 @@ def dense_crfs(
     check_inputs(images, scores)
     native.library(instruction_set)  # so that an empty batch complains, too
     threads = threads if threads > 0 else native.thread_count()
-    parts = min(threads, MOST_PARTS)
-    images_at_once = max(1, min(threads, len(images)))
-    threads_each = min(parts, threads // images_at_once)
+    parts = min(threads, MOST_PARTS)  # threads of one image: together they stay within the cache longer than apart
+    images_at_once = max(1, min(threads // parts, len(images)))
 
     def posteriors(image: ByteArray, unaries: Sequence[FloatArray]) -> list[FloatArray]:
-        return _dense_crf(image, unaries, config, parts, threads_each, instruction_set) if unaries else []
+        return _dense_crf(image, unaries, config, parts, instruction_set) if unaries else []
 
     if images_at_once == 1:
         return [posteriors(image, unaries) for image, unaries in zip(images, scores, strict=True)]
@@ -61,7 +60,6 @@ def _dense_crf(
     unaries: Sequence[FloatArray],
     config: CrfConfig,
     parts: int,
-    threads: int,
     instruction_set: str | None,
 ) -> list[FloatArray]:
     inputs = [np.ascontiguousarray(unary, np.float32) for unary in unaries]
@@ -82,7 +80,7 @@ def _dense_crf(
         float(config.bilateral_srgb),
         float(config.bilateral_compat),
         parts,
-        threads,
+        parts,  # threads
         name=instruction_set,
     )
     return outputs

@@ -104,7 +104,8 @@ def test_unaries_of_one_image_do_not_touch_each_other(labels, instruction_set, t
         assert distance(posterior, one(image, unary, instruction_set=instruction_set, threads=threads)) <= CLOSE
 
 
-@every_way
+@pytest.mark.parametrize("threads", [1, 2, 9])  # with nine, two images at once
+@pytest.mark.parametrize("instruction_set", SETS)
 def test_an_images_posterior_does_not_depend_on_the_batch(instruction_set, threads):
     how = {"instruction_set": instruction_set, "threads": threads}
     scenes = [scene(30, 40, 3, 1), scene(41, 37, 21, 2), scene(30, 40, 3, 3), scene(5, 9, 2, 4), scene(19, 64, 4, 5)]

@@ -2,7 +2,7 @@
 //
 // Source: Krähenbühl & Koltun, NeurIPS 2011. Here one pass over the pixels does slice, sum, softmax and splat, so that
 // no message is ever stored. Values of a vertex or a pixel are a row of lanes: the labels of all unaries side by side,
-// each unary a group of lanes filled up to a power of two or to whole vectors. Each part of the image splats into values
+// each unary a group of lanes filled up to a power of two or to whole vectors. Each part of an image splats into values
 // of its own, which are added up in one order: the result depends on the number of parts, never on that of threads.
 #pragma once
 
@@ -151,13 +151,16 @@ struct RowWork {
         }
     }
 
-    // Whole vectors, of which the next pixel overwrites the padding; the last pixel's may be another part's.
+    // Whole vectors, of which the next pixels overwrite the padding; not at the end, where another part may follow.
     static void keep_logits(Task& task, int64_t pixel, int length, const float* rows) {
         const int64_t lanes = RowWork::lanes(task), used = task.rows.used, stride = task.rows.stride;
         float* to = task.logits.data() + pixel * used;
-        for (int row = 1; row < length; ++row, to += used, rows += stride)
-            for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n) at(to, n) = at(rows, n);
-        std::copy_n(rows, used, to);
+        for (const float* const end = to + length * used; to < end; to += used, rows += stride) {
+            if (to + lanes <= end)
+                for (int n = 0; n < (COUNT ? COUNT : lanes / WIDTH); ++n) at(to, n) = at(rows, n);
+            else
+                std::copy_n(rows, used, to);
+        }
     }
 
     // One update of the pixels of a part.

@@ -132,45 +132,43 @@ inline void softmax_within_vectors(float* row, int count, int group_width) {
     }
 }
 
-// Softmax of one group of whole vectors.
+// Softmax of one group of whole vectors, in TILE rows.
 template <int COUNT>
-void softmax_of_vectors(float* row) {
-    Vector q[COUNT];
-    for (int n = 0; n < COUNT; ++n) q[n] = load(row + n * LANES);
-    Vector most = q[0], total = all(0);
-    for (int n = 1; n < COUNT; ++n) most = maximum(most, q[n]);
-    most = over_groups(most, LANES, Largest());
-    for (int n = 0; n < COUNT; ++n) total += q[n] = power(q[n] - most);
-    total = 1.0f / over_groups(total, LANES, Sum());
-    for (int n = 0; n < COUNT; ++n) store(row + n * LANES, q[n] * total);
+void softmax_of_vectors(float* row, int stride) {
+    for (float* const end = row + TILE * stride; row < end; row += stride) {
+        Vector q[COUNT];
+        for (int n = 0; n < COUNT; ++n) q[n] = load(row + n * LANES);
+        Vector most = q[0], total = all(0);
+        for (int n = 1; n < COUNT; ++n) most = maximum(most, q[n]);
+        most = over_groups(most, LANES, Largest());
+        for (int n = 0; n < COUNT; ++n) total += q[n] = power(q[n] - most);
+        total = 1.0f / over_groups(total, LANES, Sum());
+        for (int n = 0; n < COUNT; ++n) store(row + n * LANES, q[n] * total);
+    }
 }
 
-inline void softmax_of_vectors(float* row, int count) {
-    Vector most = load(row), total = all(0);
-    for (int n = 1; n < count; ++n) most = maximum(most, load(row + n * LANES));
-    most = over_groups(most, LANES, Largest());
-    for (int n = 0; n < count; ++n) {
-        const Vector q = power(load(row + n * LANES) - most);
-        store(row + n * LANES, q);
-        total += q;
+inline void softmax_of_vectors(float* row, int stride, int count) {
+    for (float* const end = row + TILE * stride; row < end; row += stride) {
+        Vector most = load(row), total = all(0);
+        for (int n = 1; n < count; ++n) most = maximum(most, load(row + n * LANES));
+        most = over_groups(most, LANES, Largest());
+        for (int n = 0; n < count; ++n) {
+            const Vector q = power(load(row + n * LANES) - most);
+            store(row + n * LANES, q);
+            total += q;
+        }
+        total = 1.0f / over_groups(total, LANES, Sum());
+        for (int n = 0; n < count; ++n) store(row + n * LANES, load(row + n * LANES) * total);
     }
-    total = 1.0f / over_groups(total, LANES, Sum());
-    for (int n = 0; n < count; ++n) store(row + n * LANES, load(row + n * LANES) * total);
 }
 
 // Softmax of every group of TILE rows, in place.
 inline void softmax(const Rows& rows, float* row) {
-    const int stride = rows.stride;
     for (const Rows::Group& group : rows.groups) {
-        if (group.vectors == 0) return softmax_within_vectors(row, TILE * stride, rows.group_width);
-        float* const first = row + group.first;
-        if (group.vectors == 2) {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors<2>(first + n * stride);
-        } else if (group.vectors == 3) {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors<3>(first + n * stride);
-        } else {
-            for (int n = 0; n < TILE; ++n) softmax_of_vectors(first + n * stride, group.vectors);
-        }
+        if (group.vectors == 0) return softmax_within_vectors(row, TILE * rows.stride, rows.group_width);
+        if (group.vectors == 2) softmax_of_vectors<2>(row + group.first, rows.stride);
+        else if (group.vectors == 3) softmax_of_vectors<3>(row + group.first, rows.stride);
+        else softmax_of_vectors(row + group.first, rows.stride, group.vectors);
     }
 }
 
