@@ -32,7 +32,9 @@ def run(*, quick: bool, images: Sequence[ByteArray]) -> Iterator[list[Result]]:
     yield _compared("one image, 21 labels", photos, [[class_scores(p, 21, n)] for n, p in enumerate(photos)], quick)
     two = [[class_scores(p, 3, 2 * n + k) for k in range(2)] for n, p in enumerate(photos)]
     yield _compared("one image, 2 unaries of 3 labels", photos, two, quick)
-    yield _batches(photos, [scores[:1] for scores in two], quick)
+    for labels in LABELS[:2]:
+        scores = [[class_scores(photo, labels, n)] for n, photo in enumerate(photos)]
+        yield _batches(f"batch of {BATCH} images, {labels} labels", photos, scores, quick)
     for labels in LABELS:
         yield _agreement(images[: 4 if quick else len(images)], labels)
 
@@ -59,7 +61,7 @@ def _compared(case: str, photos: list[ByteArray], scores: list[Scores], quick: b
     )  # fmt: skip
 
 
-def _batches(photos: list[ByteArray], scores: list[Scores], quick: bool) -> list[Result]:
+def _batches(case: str, photos: list[ByteArray], scores: list[Scores], quick: bool) -> list[Result]:
     """Images a second: pydensecrf in two processes, since it holds the interpreter; a row with its own threads."""
     batches = [range(n, n + BATCH) for n in range(0, len(photos) - BATCH + 1, BATCH)]
 
@@ -75,7 +77,7 @@ def _batches(photos: list[ByteArray], scores: list[Scores], quick: bool) -> list
         oracle = Contestant(f"pydensecrf, {PROCESSES} processes", in_processes)
         others = [contestant(name) for name in _rows() if name != "pydensecrf"]
         return compare(
-            "crf", f"batch of {BATCH} images, 3 labels", [oracle, *others], inputs=len(batches), quick=quick,
+            "crf", case, [oracle, *others], inputs=len(batches), quick=quick,
             judge=in_processes, error=largest_difference, agreement=same_labels, limit=LIMIT,
         )  # fmt: skip
 
