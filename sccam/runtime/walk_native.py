@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sccam.errors import NumericError, ShapeError
+from sccam.errors import ShapeError
 from sccam.runtime import native
-from sccam.stages.walk import WalkConfig, pair_windows
+from sccam.stages.walk import WalkConfig, check_walk, pair_windows
 from sccam.structures import AffinityField, FloatArray, IntArray
 
 TOLERANCE = 1e-6  # of the expansion; single precision costs as much again
@@ -58,18 +58,6 @@ def random_walks(
         return _walk(scores[n], affinities[n], config, coefficients, threads)
 
     return native.for_images(walk, len(scores), threads)
-
-
-def check_walk(scores: FloatArray, affinity: AffinityField) -> None:
-    """Raises what `random_walks` says it raises for one image."""
-    grid = affinity.values.shape[1:]
-    if scores.ndim != 3 or scores.shape[1:] != grid:
-        raise ShapeError(
-            f"scores have shape {scores.shape}, affinities lie on grid {grid}; compute both at the same stride"
-        )
-    for name, values in (("scores", scores), ("affinities", affinity.values)):
-        if not np.isfinite(values).all():
-            raise NumericError(f"{name} of the walk hold NaN or infinity", fix="check the network before this stage")
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import sparse
 
-from sccam.errors import ShapeError
+from sccam.errors import NumericError, ShapeError
 from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray
 
 BORDERS = ("clean", "psa")
@@ -61,14 +61,11 @@ def random_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig)
 
     Raises:
         ShapeError: scores and affinities lie on different grids.
+        NumericError: a score or affinity is NaN or infinite.
 
     Source: infer_aff.py, M T^t.
     """
-    grid = affinity.values.shape[1:]
-    if scores.ndim != 3 or scores.shape[1:] != grid:
-        raise ShapeError(
-            f"scores have shape {scores.shape}, affinities lie on grid {grid}; compute both at the same stride"
-        )
+    check_walk(scores, affinity)
     gather = transition(affinity, config).T  # row j: what cell j takes from its neighbours
     M = np.ascontiguousarray(scores, dtype=np.float32).reshape(len(scores), -1)  # [c hw]
     if len(M) <= FEW_CHANNELS:
@@ -76,6 +73,18 @@ def random_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig)
     else:
         walked = _repeated(gather, np.ascontiguousarray(M.T), config.steps).T
     return np.ascontiguousarray(walked).reshape(scores.shape)
+
+
+def check_walk(scores: FloatArray, affinity: AffinityField) -> None:
+    """Refuses what no row of the table `walk` can work on; see `random_walk`."""
+    grid = affinity.values.shape[1:]
+    if scores.ndim != 3 or scores.shape[1:] != grid:
+        raise ShapeError(
+            f"scores have shape {scores.shape}, affinities lie on grid {grid}; compute both at the same stride"
+        )
+    for name, values in (("scores", scores), ("affinities", affinity.values)):
+        if not np.isfinite(values).all():
+            raise NumericError(f"{name} of the walk hold NaN or infinity", fix="check the network before this stage")
 
 
 def transition(affinity: AffinityField, config: WalkConfig) -> sparse.csr_array:
