@@ -24,6 +24,8 @@ data_app = typer.Typer(help="Make and look at image folders.", no_args_is_help=T
 app.add_typer(data_app, name="data")
 
 
+FAILED_INPUTS = 5  # exit code: finished, but some inputs failed
+
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")]
 
 
@@ -141,6 +143,41 @@ def export(
 
 
 @app.command()
+def infer(
+    model: Annotated[Path, typer.Argument(help="A run, or a .safetensors, .onnx or .engine file of its segmenter.")],
+    source: Annotated[str, typer.Argument(help="An image, a folder, a pattern, a .txt list, or - for standard input.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, overlays and the lists of results.")],
+    save: Annotated[list[str] | None, typer.Option(help="mask or overlay; repeatable, mask by default.")] = None,
+    crf: Annotated[str | None, typer.Option(help="Refine masks with a dense CRF: psa, irn or deeplab.")] = None,
+    backend: Annotated[str, typer.Option(help="auto, torch, onnxruntime or tensorrt.")] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Images a batch at most.")] = 4,
+    threads: Annotated[int, typer.Option(min=0, help="Threads to read and to write; 0 for the cores.")] = 0,
+    shard: Annotated[str, typer.Option(help="i/n: only every n-th image, beginning with the i-th, from 0.")] = "0/1",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget another model's results in OUT.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Segments the images of SOURCE with MODEL; the same command again does only what is missing."""
+    from dataclasses import asdict
+
+    from sccam.runtime.folder import options_of, predict_to
+    from sccam.runtime.segmenter import open_segmenter
+    from sccam.runtime.sources import parse_shard, shard_of, sources
+
+    options, (index, count) = options_of(save or ("mask",), crf), parse_shard(shard)
+    found = shard_of(sources(source), index, count)
+    segmenter = open_segmenter(model, backend)
+    reporter = CountReporter(quiet=as_json)
+    reporter.message(f"{segmenter.path} by {segmenter.backend}")
+    summary = predict_to(
+        segmenter, found, out, options, batch=batch, threads=threads, overwrite=overwrite, on_progress=reporter.progress
+    )
+    print(json.dumps(asdict(summary), indent=2) if as_json else summary.line())
+    if summary.failed:
+        raise typer.Exit(FAILED_INPUTS)
+
+
+@app.command()
 def bench(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites to run; all by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: to see that it works.")] = False,
@@ -182,6 +219,28 @@ def sample(
 def version() -> None:
     """Prints the version."""
     print(__version__)
+
+
+class CountReporter:
+    """Progress where nobody knows how much there is: a line now and then."""
+
+    SECONDS = 15.0
+
+    def __init__(self, *, quiet: bool):
+        self.quiet, self.started, self.told_at = quiet, time.monotonic(), time.monotonic()
+
+    def progress(self, done: int, failed: int) -> None:
+        """Images done and failed so far."""
+        now = time.monotonic()
+        if now - self.told_at >= self.SECONDS:
+            self.told_at = now
+            text = f"{done} images, {done / (now - self.started):.1f} a second" + (f", {failed} failed" * bool(failed))
+            self.message(text)
+
+    def message(self, text: str) -> None:
+        """A line of its own."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
 
 
 class LineReporter:

@@ -15,8 +15,9 @@ from PIL import Image
 from sccam.artifacts import replacing, write_text
 from sccam.data.images import opened
 from sccam.errors import MaskError, ShapeError
-from sccam.structures import IGNORE, ByteArray, IntArray
+from sccam.structures import BACKGROUND, IGNORE, ByteArray, IntArray
 
+BLEND = 0.6  # share of the colour over the image, of every picture that is coloured
 MASK_FORMATS = ("PNG", "BMP", "TIFF", "GIF")  # lossless: JPEG would blur class indices into each other
 
 
@@ -96,6 +97,14 @@ def write_labelmap(path: Path | str, classes: Sequence[str]) -> None:
     for name, (red, green, blue) in zip(["background", *classes], voc_palette(len(classes) + 1), strict=True):
         lines.append(f"{name}:{red},{green},{blue}::")
     write_text(path, "\n".join(lines) + "\n")
+
+
+def coloured(image: ByteArray, index: ByteArray) -> ByteArray:
+    """The image u8 [H W 3] under its labels [H W] in VOC colours; background stays as it is, 255 turns white."""
+    mixed = (BLEND * voc_palette()[index] + (1 - BLEND) * image).astype(np.uint8)
+    mixed[index == BACKGROUND] = image[index == BACKGROUND]
+    mixed[index == IGNORE] = 255
+    return mixed
 
 
 def voc_palette(n: int = 256) -> ByteArray:

@@ -13,18 +13,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sccam.artifacts import RunFolder, replacing
 from sccam.data.images import read_image
-from sccam.data.masks import read_mask, voc_palette
+from sccam.data.masks import BLEND, coloured, read_mask
 from sccam.recipe import RunConfig
 from sccam.runtime.labeler import load_map, walked_scores
 from sccam.stages.affinity_labels import AFFINITY_STRIDE
 from sccam.stages.walk import upsample
-from sccam.structures import BACKGROUND, IGNORE, ByteArray, Dataset, FloatArray
+from sccam.structures import ByteArray, Dataset, FloatArray
 
 TILE = 200  # [px] longer side of a picture
 GAP = 8  # [px]
 CAPTION = 24  # [px]
 PAPER, INK, ABSENT = (255, 255, 255), (40, 40, 40), (225, 225, 225)
-BLEND = 0.6  # share of the colour over the image
 
 
 def write_overview(folder: RunFolder, dataset: Dataset, config: RunConfig, *, rows: int = 6) -> Path:
@@ -60,14 +59,6 @@ def heat(image: ByteArray, scores: FloatArray) -> ByteArray:
     colour = np.concatenate([1.5 - np.abs(4 * highest - k) for k in (3, 2, 1)], axis=-1).clip(0, 1) * 255
     grey = image.mean(axis=-1, keepdims=True)
     return (BLEND * colour + (1 - BLEND) * grey).astype(np.uint8)
-
-
-def coloured(image: ByteArray, index: ByteArray) -> ByteArray:
-    """The image under its labels in VOC colours; background stays as it is, 255 turns white."""
-    mixed = (BLEND * voc_palette()[index] + (1 - BLEND) * image).astype(np.uint8)
-    mixed[index == BACKGROUND] = image[index == BACKGROUND]
-    mixed[index == IGNORE] = 255
-    return mixed
 
 
 class _Sheet:

@@ -72,6 +72,19 @@ def affinity_features(net: AffinityNet, compute: Compute) -> Callable[[ByteArray
     return features
 
 
+def segmenter_logits(net: DeepLab, compute: Compute) -> Callable[[ByteArray], dict[str, np.ndarray]]:
+    """A function u8 [N H W 3], sides padded to `PAD_MULTIPLE` -> `logits` f32 [N C+1 h w], the maximum over scales."""
+    backbone = net.backbone
+
+    @torch.inference_mode()
+    def logits(images: ByteArray) -> dict[str, np.ndarray]:
+        with compute.autocast():
+            found = net.multi_scale(compute.normalised(images, backbone.mean, backbone.std))[-1]
+        return {"logits": found.float().cpu().numpy()}
+
+    return logits
+
+
 def segmentation_scores(net: DeepLab, compute: Compute) -> Callable[[ByteArray], FloatArray]:
     """A function u8 [H W 3] -> class probabilities [C+1 H W]: softmax of the maximum over the net's scales."""
     backbone = net.backbone

@@ -1,0 +1,341 @@
+"""A folder of images through a segmenter: every image once, bad ones as lines, resumed after any end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sccam import cli
+from sccam.artifacts import Manifest
+from sccam.data.masks import read_mask, write_mask
+from sccam.errors import ConfigError, ImageError, ResourceError, RunFolderError, ShapeError
+from sccam.runtime import folder as folder_module
+from sccam.runtime.folder import Options, options_of, predict, predict_to
+from sccam.runtime.segmenter import Segmenter
+from sccam.runtime.sources import Source, sources
+from sccam.stages.crf import PSA
+
+STRIDE = 8
+CLASSES = ("dark", "bright")
+
+
+def network(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits from brightness on a grid: background in the middle, dark and bright at the ends."""
+    n, height, width, _ = images.shape
+    grey = images.mean(axis=-1).reshape(n, height // STRIDE, STRIDE, width // STRIDE, STRIDE).mean(axis=(2, 4)) / 255
+    return {"logits": np.stack([0.3 + 0 * grey, 1 - 2 * grey, 2 * grey - 1], axis=1).astype(np.float32)}
+
+
+def manifest() -> Manifest:
+    return Manifest(
+        file="net.onnx", sha256="0" * 64, kind="segmenter", backbone="none", classes=CLASSES, mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5), stride=STRIDE, made_by="", made_from={"pad_multiple": 16}, backend="onnx",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def segmenter() -> Segmenter:
+    return Segmenter(network, manifest(), "onnxruntime", Path("net.onnx"))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Twelve images of five sizes, dark on the left and bright on the right."""
+    for n in range(12):
+        height, width = 20 + 7 * (n % 5), 50 + 3 * (n % 5)
+        ramp = np.linspace(0, 255, width).astype(np.uint8)
+        path = tmp_path / "in" / f"{'ab'[n % 2]}/{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.broadcast_to(ramp[None, :, None], (height, width, 3)).copy()).save(path)
+    return tmp_path / "in"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+
+
+def test_every_image_gets_a_mask_of_its_size_and_a_line(segmenter, images, tmp_path):
+    summary = predict_to(segmenter, sources(images), tmp_path / "out", Options(("mask", "overlay")))
+    assert (summary.done, summary.skipped, summary.failed) == (12, 0, 0)
+    found = lines(tmp_path / "out/predictions.jsonl")
+    assert sorted(line["name"] for line in found) == sorted(source.name for source in sources(images))
+    for line in found:
+        mask = read_mask(tmp_path / "out" / line["mask"], class_count=2)
+        assert list(mask.shape) == line["size"] == list(np.asarray(Image.open(line["path"])).shape[:2])
+        assert mask[0, 0] == 1 and mask[0, -1] == 2 and mask[0, mask.shape[1] // 2] == 0
+        assert line["pixels"] == {"dark": int((mask == 1).sum()), "bright": int((mask == 2).sum())}
+        assert Image.open(tmp_path / "out" / line["overlay"]).size == mask.shape[::-1]
+    assert "bright" in (tmp_path / "out/labelmap.txt").read_text()
+    assert json.loads((tmp_path / "out/summary.json").read_text())["done"] == 12
+
+
+def test_a_result_does_not_depend_on_batch_or_threads(segmenter, images):
+    def all_labels(**options: Any) -> dict[str, bytes]:
+        found = predict(segmenter, sources(images), **options)
+        return {result.source.name: result.labels.tobytes() for result in found if result.labels is not None}
+
+    expected = all_labels(batch=1, threads=1)
+    assert len(expected) == 12
+    for options in ({"batch": 5, "threads": 3}, {"batch": 100, "threads": 2}):
+        assert all_labels(**options) == expected
+
+
+def test_bad_files_become_lines_and_the_rest_goes_on(segmenter, images, tmp_path):
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "text.png").write_text("no picture")
+    good = next(images.glob("a/*.png")).read_bytes()
+    (images / "cut.png").write_bytes(good[: len(good) // 2])
+    (images / "folder.jpg").mkdir()
+    found = [*sources(images), Source(images / "gone.jpg", "gone")]
+    summary = predict_to(segmenter, found, tmp_path / "out")
+    assert (summary.done, summary.failed) == (12, 4)
+    errors = {line["name"]: line for line in lines(tmp_path / "out/errors.jsonl")}
+    assert set(errors) == {"empty", "text", "cut", "gone"}
+    assert all(line["class"] == "ImageError" and line["reason"] for line in errors.values())
+    results = list(predict(segmenter, found))
+    assert sum(isinstance(r.error, ImageError) and r.labels is None for r in results) == 4 and len(results) == 16
+
+
+def test_a_second_run_does_only_what_is_missing_and_tries_failed_ones_again(segmenter, images, tmp_path):
+    bad = images / "a/0.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"broken")
+    assert predict_to(segmenter, sources(images), tmp_path / "out").failed == 1
+    bad.write_bytes(good)
+    seen = []
+    watched = replace(segmenter, run=lambda batch: seen.append(len(batch)) or network(batch))  # type: ignore[func-returns-value]
+    summary = predict_to(watched, sources(images), tmp_path / "out")
+    assert (summary.done, summary.skipped, summary.failed, sum(seen)) == (1, 11, 0, 1)
+    assert (tmp_path / "out/errors.jsonl").read_text() == ""
+    assert len(lines(tmp_path / "out/predictions.jsonl")) == 12
+
+
+def test_half_a_line_that_a_kill_left_is_done_again(segmenter, images, tmp_path):
+    predict_to(segmenter, sources(images), tmp_path / "out")
+    log = tmp_path / "out/predictions.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-20])
+    summary = predict_to(segmenter, sources(images), tmp_path / "out")
+    assert (summary.done, summary.skipped) == (1, 11)
+    assert sorted(log.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_another_model_or_option_is_refused_with_the_difference(segmenter, images, tmp_path):
+    predict_to(segmenter, sources(images), tmp_path / "out")
+    other = replace(segmenter, manifest=replace(manifest(), sha256="1" * 64))
+    with pytest.raises(RunFolderError, match=r"sha256: 0+ -> 1+"):
+        predict_to(other, sources(images), tmp_path / "out")
+    with pytest.raises(RunFolderError, match="crf: None ->"):
+        predict_to(segmenter, sources(images), tmp_path / "out", Options(crf=PSA))
+    summary = predict_to(other, sources(images), tmp_path / "out", overwrite=True)
+    assert (summary.done, summary.skipped) == (12, 0)
+
+
+def test_a_folder_with_other_files_is_left_alone(segmenter, images, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.doc").write_text("years of work")
+    with pytest.raises(RunFolderError, match=r"other files: thesis\.doc"):
+        predict_to(segmenter, sources(images), tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out/thesis.doc").read_text() == "years of work"
+
+
+def test_a_batch_that_fails_is_halved_until_only_the_guilty_image_fails(segmenter, images):
+    def picky(batch: np.ndarray) -> dict[str, np.ndarray]:
+        if len(batch) > 2:
+            raise MemoryError("out of memory")
+        if any(image.shape[0] == 32 and image[:20].shape == (20, 64, 3) for image in batch):
+            raise RuntimeError("no kernel for this size")
+        return network(batch)
+
+    results = list(predict(replace(segmenter, run=picky), sources(images), batch=8))
+    failed = [result for result in results if result.error is not None]
+    assert len(results) == 12 and 0 < len(failed) < 12
+    assert all(isinstance(r.error, ShapeError) and "no kernel for this size" in r.error.what for r in failed)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_there(segmenter, images, tmp_path, monkeypatch):
+    write, count = write_mask, iter(range(100))
+
+    def full(path: Path, labels: np.ndarray) -> None:
+        if next(count) >= 5:
+            raise ResourceError("cannot write: No space left on device", where=path)
+        write(path, labels)
+
+    monkeypatch.setattr(folder_module, "write_mask", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        predict_to(segmenter, sources(images), tmp_path / "out", threads=1)
+    kept = lines(tmp_path / "out/predictions.jsonl")
+    assert 0 < len(kept) <= 5 and all((tmp_path / "out" / line["mask"]).is_file() for line in kept)
+    monkeypatch.setattr(folder_module, "write_mask", write)
+    assert predict_to(segmenter, sources(images), tmp_path / "out").done == 12 - len(kept)
+
+
+def test_images_on_their_way_are_few_however_many_there_are(segmenter, images):
+    one = next(images.glob("a/*.png"))
+    drawn = []
+
+    def endless() -> Any:
+        for n in range(10_000):
+            drawn.append(n)
+            yield Source(one, f"{n}")
+
+    results: Any = predict(segmenter, endless(), batch=2, threads=2)
+    for _ in range(10):
+        next(results)
+    assert len(drawn) < 60
+    results.close()
+
+
+def test_the_crf_follows_the_image(segmenter, images):
+    plain = {p.source.name: p.labels for p in predict(segmenter, sources(images))}
+    refined = {p.source.name: p.labels for p in predict(segmenter, sources(images), crf=PSA)}
+    assert plain.keys() == refined.keys()
+    assert any(not np.array_equal(plain[name], refined[name]) for name in plain)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_another_process_works_on_is_refused(segmenter, images, tmp_path):
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(batch: np.ndarray) -> dict[str, np.ndarray]:
+        entered.set()
+        leave.wait(30)
+        return network(batch)
+
+    worker = threading.Thread(target=predict_to, args=(replace(segmenter, run=slow), sources(images), tmp_path / "out"))
+    worker.start()
+    entered.wait(30)
+    with pytest.raises(RunFolderError, match="another process"):
+        predict_to(segmenter, sources(images), tmp_path / "out")
+    leave.set()
+    worker.join()
+
+
+def test_unknown_names_are_refused():
+    assert options_of(["mask", "mask"], "psa") == Options(("mask",), PSA)
+    with pytest.raises(ConfigError, match="nothing is saved as 'video'"):
+        options_of(["video"], None)
+    with pytest.raises(ConfigError, match="no CRF 'best'"):
+        options_of(["mask"], "best")
+
+
+# From the command line, with a real exported file
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file that computes `network`, with its manifest."""
+    onnx = pytest.importorskip("onnx")
+    from sccam.artifacts import write_manifest
+
+    helper, types = onnx.helper, onnx.TensorProto
+    path = tmp_path_factory.mktemp("model") / "net.onnx"
+    pool = {"kernel_shape": [STRIDE, STRIDE], "strides": [STRIDE, STRIDE]}
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=types.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "weight", "bias"], ["fine"]),
+        helper.make_node("AveragePool", ["fine"], ["logits"], **pool),
+    ]
+    weight = np.array([0, -2, 2], np.float32)[:, None, None, None] * np.full((1, 3, 1, 1), 1 / 765, np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("image", types.UINT8, ["N", "H", "W", 3])],
+        [helper.make_tensor_value_info("logits", types.FLOAT, ["N", 3, "h", "w"])],
+        [onnx.numpy_helper.from_array(weight, "weight"),
+         onnx.numpy_helper.from_array(np.array([0.3, 1, -1], np.float32), "bias")],
+    )  # fmt: skip
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    )
+    known = manifest()
+    write_manifest(
+        path, kind=known.kind, backbone=known.backbone, classes=known.classes, mean=known.mean, std=known.std,
+        stride=known.stride, made_from=known.made_from, backend="onnx",
+    )  # fmt: skip
+    return path
+
+
+def infer(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sccam.cli", "infer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_command_writes_masks_and_ends_with_5_where_some_files_failed(model, images, tmp_path):
+    done = infer(model, images, "-o", tmp_path / "out")
+    assert done.returncode == 0 and "12 images in" in done.stdout, done.stderr
+    assert "by onnxruntime" in done.stderr
+    (images / "broken.jpg").write_bytes(b"x")
+    done = infer(model, images, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 5 and json.loads(done.stdout)["failed"] == 1
+    assert json.loads(done.stdout)["skipped"] == 12
+
+
+def test_running_an_onnx_file_loads_no_torch(model, images, tmp_path):
+    code = (
+        "import sys; from sccam import cli; sys.argv = ['sccam', 'infer', *sys.argv[1:]]\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(model), str(images), "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+    assert len(lines(tmp_path / "out/predictions.jsonl")) == 12
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_every_result_once_and_equal(model, images, tmp_path):
+    source = next(images.glob("a/*.png")).read_bytes()
+    many = tmp_path / "many"
+    for n in range(300):
+        (many / f"{n % 3}").mkdir(parents=True, exist_ok=True)
+        (many / f"{n % 3}/{n}.png").write_bytes(source)
+    assert infer(model, many, "-o", tmp_path / "whole").returncode == 0
+    command = [sys.executable, "-m", "sccam.cli", "infer", str(model), str(many), "-o", str(tmp_path / "out")]
+    log = tmp_path / "out/predictions.jsonl"
+    killed = 0
+    for target in (20, 90, 170, 240):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if log.exists() and log.read_bytes().count(b"\n") >= target:
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+    assert killed >= 2  # a fast machine may finish before the last
+    assert infer(model, many, "-o", tmp_path / "out").returncode == 0
+    names = [line["name"] for line in lines(log)]
+    assert len(names) == len(set(names)) == 300
+    for path in (tmp_path / "whole/masks").rglob("*.png"):
+        assert path.read_bytes() == (tmp_path / "out/masks" / path.relative_to(tmp_path / "whole/masks")).read_bytes()
+    assert not list((tmp_path / "out").rglob("*.tmp*"))
+
+
+def test_errors_of_the_command_line(model, images, tmp_path, capsys, monkeypatch):
+    for arguments, code, text in (
+        ((model, images, "--backend", "magic"), 2, "no backend 'magic'"),
+        ((model, images, "--backend", "torch"), 2, "torch runs net.onnx"),
+        ((tmp_path / "gone.onnx", images), 3, "no such file"),
+        ((model, tmp_path / "gone"), 3, "no such image"),
+        ((model, images, "--shard", "3/3"), 2, "not a shard"),
+    ):
+        monkeypatch.setattr("sys.argv", ["sccam", "infer", *map(str, arguments), "-o", str(tmp_path / "out")])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == code and text in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
