@@ -13,6 +13,8 @@ demo: $(READY)
 	@test -f runs/sample/looks.json || $(BIN)/sccam data sample runs/sample
 	$(BIN)/sccam train runs/sample -c demo --out runs/demo --resume
 	$(BIN)/sccam export runs/demo
+	@test -f runs/unseen/looks.json || $(BIN)/sccam data sample runs/unseen --images 20 --seed 1
+	$(BIN)/sccam infer runs/demo runs/unseen/images --out runs/unseen_masks --save mask --save overlay --overwrite
 
 test: $(READY_DEV)
 	$(BIN)/python -m pytest

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sccam
 from sccam import cli
 from sccam.artifacts import Manifest
 from sccam.data.masks import read_mask, write_mask
@@ -339,3 +340,19 @@ def test_errors_of_the_command_line(model, images, tmp_path, capsys, monkeypatch
             cli.main()
         assert ended.value.code == code and text in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+# From a program
+
+
+def test_a_loaded_model_predicts_from_folders_and_paths_and_one_bad_image_is_no_exception(model, images, tmp_path):
+    (images / "broken.jpg").write_bytes(b"x")
+    loaded = sccam.load(model)
+    assert loaded.classes == CLASSES and loaded.backend == "onnxruntime"
+    results = list(loaded.predict(images))
+    assert len(results) == 13 and sum(result.error is not None for result in results) == 1
+    some = list(loaded.predict(sorted(images.glob("a/*.png"))[:2], crf="psa"))
+    assert len(some) == 2 and all(result.labels is not None for result in some)
+    summary = loaded.predict_to(images, tmp_path / "out", save=("mask", "overlay"))
+    assert (summary.done, summary.failed) == (12, 1)
+    assert loaded.predict_to(images, tmp_path / "out", save=("mask", "overlay")).skipped == 12
