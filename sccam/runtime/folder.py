@@ -16,8 +16,10 @@ what else is in its batch.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -290,6 +292,7 @@ def _run(segmenter: Segmenter, group: list[Loaded]) -> Iterator[tuple[list[Loade
 def _finisher(segmenter: Segmenter, crf: CrfConfig | None) -> Callable[..., ByteArray]:
     """What makes the labels of one image from the outputs of its batch."""
     refine = Backends().resolved().function("crf") if crf is not None else None
+    alone = {"threads": 1} if refine and "threads" in inspect.signature(refine).parameters else {}  # one image a thread
 
     def finish(source: Source, image: ByteArray, outputs: Any, n: int) -> ByteArray:
         size = (image.shape[0], image.shape[1])
@@ -297,7 +300,7 @@ def _finisher(segmenter: Segmenter, crf: CrfConfig | None) -> Callable[..., Byte
             return segmenter.labels(outputs, n, size)
         logits = segmenter.logits(outputs, n, size)
         weights = np.exp(logits - logits.max(axis=0))
-        ((posterior,),) = refine([image], [[weights / weights.sum(axis=0)]], crf)
+        ((posterior,),) = refine([image], [[weights / weights.sum(axis=0)]], crf, **alone)
         return np.asarray(posterior.argmax(axis=0), np.uint8)
 
     return finish
@@ -348,6 +351,9 @@ def _prepare(out: Path, segmenter: Segmenter, options: Options, overwrite: bool)
             f"the folder holds other files: {', '.join(sorted(foreign)[:5])}", where=out, fix="choose an empty --out"
         )
     (out / "predictions.jsonl").unlink(missing_ok=True)
+    for kind in ("masks", "overlays"):  # of the other model; infer.json says that they are ours
+        if path.exists():
+            shutil.rmtree(out / kind, ignore_errors=True)
     write_labelmap(out / "labelmap.txt", segmenter.classes)
     write_json(path, plan)
 
