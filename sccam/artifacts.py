@@ -21,6 +21,8 @@ import numpy as np
 from sccam.errors import ResourceError, RunFolderError
 from sccam.structures import TensorSpec
 
+LONGEST_NAME = 200  # [bytes] of a file name that is part of a temporary one; file systems allow 255
+
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
@@ -30,7 +32,10 @@ def replacing(path: Path | str) -> Iterator[Path]:
         ResourceError: the disk is full, read-only, or the folder may not be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_NAME:  # what is added would make it longer than file systems allow
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    temporary = path.with_name(f".{name}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

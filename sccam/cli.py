@@ -196,8 +196,8 @@ def bench(
             print("\n".join(json.dumps(row.as_dict()) for row in table), flush=True)
         else:
             _print_results(table)
-    if out is not None:
-        record(rows, out)
+        if out is not None:  # after every table, so that an end before the last loses none
+            record(rows, out)
 
 
 @data_app.command("sample")

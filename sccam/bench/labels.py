@@ -37,10 +37,11 @@ def run(*, quick: bool, images: Sequence[ByteArray]) -> Iterator[list[Result]]:
         raise error
     photos = of_size(images, SIZE)[:3]
     cases = [(photo, network_maps(n), drawn_case(grid_of(SIZE), 1, n)[1]) for n, photo in enumerate(photos)]
-    fast, portable = Backends().resolved(), Backends("portable", "portable", "portable", "portable", "sklearn")
+    rows = {"portable": Backends("portable", "portable", "portable", "portable", "sklearn")}
+    if backends.missing("native") is None:
+        rows["native"] = Backends("native", "native", "native", "native", "blas")
     contestants = [Contestant("eager", lambda n: eager_labels(*cases[n]))]
-    for name, rows in (("portable", portable), ("native", fast)):
-        contestants.append(Contestant(name, _with(rows, cases)))
+    contestants += [Contestant(name, _with(chosen, cases)) for name, chosen in rows.items()]
     yield compare(
         "labels", "one image, 2 classes, networks apart", contestants, inputs=len(cases), quick=quick,
         judge=contestants[0].run, error=largest_difference, limit=LIMIT,

@@ -208,6 +208,8 @@ def _streamed(
                     raise  # the disk is full: no later image would fare better
                 except SccamError as error:
                     yield source, None, error
+                except (OSError, MemoryError) as error:  # such as a name that is too long for the file system
+                    yield source, None, ResourceError(f"its result cannot be made or written: {error}")
 
         try:
             for group in _grouped(segmenter, _read_ahead(readers, found, AHEAD * threads), batch):

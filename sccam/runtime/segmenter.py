@@ -19,7 +19,7 @@ import numpy as np
 
 from sccam.artifacts import Manifest, read_manifest
 from sccam.data.transforms import pad_to_multiple
-from sccam.errors import ConfigError, ModelFileError
+from sccam.errors import ConfigError, ModelFileError, NumericError
 from sccam.stages.walk import upsample
 from sccam.structures import ByteArray, FloatArray
 
@@ -64,10 +64,14 @@ class Segmenter:
 
         Raises:
             ModelFileError: the file was exported with label indices only.
+            NumericError: a logit is NaN or infinite.
         """
         if "logits" not in outputs:
             raise ModelFileError("the file gives labels, not logits", where=self.path, fix="export it without --labels")
-        return upsample(outputs["logits"][n], size, self.manifest.stride)
+        grid = outputs["logits"][n]
+        if not np.isfinite(grid).all():  # the arg-max of NaN would be a label like any other
+            raise NumericError("the network gave NaN or infinity", where=self.path, fix="use fp32, or another file")
+        return upsample(grid, size, self.manifest.stride)
 
     def labels(self, outputs: Mapping[str, np.ndarray], n: int, size: tuple[int, int]) -> ByteArray:
         """Label indices u8 [H W] of image n of a batch: 0 background, c + 1 class c."""

@@ -21,7 +21,7 @@ import sccam
 from sccam import cli
 from sccam.artifacts import Manifest
 from sccam.data.masks import read_mask, write_mask
-from sccam.errors import ConfigError, ImageError, ResourceError, RunFolderError, ShapeError
+from sccam.errors import ConfigError, ImageError, NumericError, ResourceError, RunFolderError, ShapeError
 from sccam.runtime import folder as folder_module
 from sccam.runtime.folder import Options, options_of, predict, predict_to
 from sccam.runtime.segmenter import Segmenter
@@ -168,6 +168,16 @@ def test_a_batch_that_fails_is_halved_until_only_the_guilty_image_fails(segmente
     assert all(isinstance(r.error, ShapeError) and "no kernel for this size" in r.error.what for r in failed)
 
 
+def test_nan_from_the_network_is_an_error_of_its_image_and_no_label(segmenter, images):
+    def broken(batch: np.ndarray) -> dict[str, np.ndarray]:
+        logits = network(batch)["logits"]
+        logits[0, 1, 0, 0] = np.nan
+        return {"logits": logits}
+
+    results = list(predict(replace(segmenter, run=broken), sources(images), batch=1))
+    assert len(results) == 12 and all(isinstance(r.error, NumericError) and r.labels is None for r in results)
+
+
 def test_a_full_disk_ends_the_run_and_keeps_what_is_there(segmenter, images, tmp_path, monkeypatch):
     write, count = write_mask, iter(range(100))
 
@@ -183,6 +193,16 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(segmenter, images, tmp
     assert 0 < len(kept) <= 5 and all((tmp_path / "out" / line["mask"]).is_file() for line in kept)
     monkeypatch.setattr(folder_module, "write_mask", write)
     assert predict_to(segmenter, sources(images), tmp_path / "out").done == 12 - len(kept)
+
+
+def test_a_long_name_is_written_and_one_that_is_too_long_is_a_line(segmenter, images, tmp_path):
+    good = next(images.glob("a/*.png"))
+    found = [Source(good, "x" * 251), Source(good, "y" * 300), Source(good, "z")]  # with ".png", 255 bytes may be used
+    summary = predict_to(segmenter, found, tmp_path / "out")
+    assert (summary.done, summary.failed) == (2, 1)
+    assert (tmp_path / "out/masks" / ("x" * 251 + ".png")).is_file()
+    (line,) = lines(tmp_path / "out/errors.jsonl")
+    assert line["name"] == "y" * 300 and "cannot be made or written" in line["reason"]
 
 
 def test_images_on_their_way_are_few_however_many_there_are(segmenter, images):
