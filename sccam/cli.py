@@ -147,6 +147,10 @@ def infer(
     model: Annotated[Path, typer.Argument(help="A run, or a .safetensors, .onnx or .engine file of its segmenter.")],
     source: Annotated[str, typer.Argument(help="An image, a folder, a pattern, a .txt list, or - for standard input.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, overlays and the lists of results.")],
+    task: Annotated[str, typer.Option(help="segment, or pseudo-label: training labels by MODEL, a run.")] = "segment",
+    tags: Annotated[
+        Path | None, typer.Option(help="CSV or JSON of the tags for pseudo-label; predicted ones without it.")
+    ] = None,
     save: Annotated[
         list[str] | None, typer.Option(help="mask, overlay or scores; repeatable, mask by default.")
     ] = None,
@@ -166,18 +170,24 @@ def infer(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Segments the images of SOURCE with MODEL; the same command again does only what is missing."""
+    """Segments or labels the images of SOURCE with MODEL; the same command again does only what is missing."""
     from dataclasses import asdict
 
-    from sccam.runtime.folder import checked_saves, predict_to
+    from sccam.runtime.folder import LabelJob, checked_saves, predict_to
     from sccam.runtime.network import open_network
+    from sccam.runtime.pseudo_labels import PseudoLabelJob, check_task
     from sccam.runtime.segmenter import SegmentJob, SegmentOptions, crf_of
     from sccam.runtime.sources import part_of, sources
     from sccam.stop import StopRequest
 
     options = SegmentOptions(tuple(scale or (1.0,)), flip, size, tile, crf_of(crf))
+    check_task(task, options, tags)
     saves, (found, out) = checked_saves(save or ("mask",)), part_of(sources(source), out, shard)
-    job = SegmentJob(open_network(model, "segmenter", backend), options)
+    job: LabelJob
+    if task == "segment":
+        job = SegmentJob(open_network(model, "segmenter", backend), options)
+    else:
+        job = PseudoLabelJob(model, tags, backend)
     reporter = CountReporter(quiet=as_json)
     for note in job.notes():
         reporter.message(note)
