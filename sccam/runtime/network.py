@@ -50,7 +50,13 @@ class OpenedNetwork:
 
 
 def open_network(
-    model: Path | str, kind: str, backend: str = "auto", *, device: str = "auto", threads: int = 0
+    model: Path | str,
+    kind: str,
+    backend: str = "auto",
+    *,
+    device: str = "auto",
+    threads: int = 0,
+    features: bool = False,
 ) -> OpenedNetwork:
     """The network of one kind of a run folder, or of a file.
 
@@ -60,6 +66,7 @@ def open_network(
         backend: "auto" or one of `BACKENDS`.
         device: of torch: "auto", "cpu" or "cuda".
         threads: of ONNX Runtime; 0 takes all cores.
+        features: an affinity network gives its `features` where it can, in place of `affinity`.
 
     Raises:
         ConfigError: an unknown backend, or one that does not run this kind of file.
@@ -93,7 +100,7 @@ def open_network(
     if name == "onnxruntime":
         from sccam.runtime.network_onnxruntime import open_onnx
 
-        return OpenedNetwork(open_onnx(path, threads=threads), manifest, name, path)
+        return OpenedNetwork(open_onnx(path, threads=threads, features=features), manifest, name, path)
     from sccam.runtime.network_tensorrt import open_engine
 
     return OpenedNetwork(open_engine(path), manifest, name, path)

@@ -144,11 +144,13 @@ class PseudoLabelJob:
     ):  # fmt: skip
         folder = RunFolder(run).path
         self.recipe = read_recipe(folder)
-        self.cam_net = open_network(folder, "cam_net", backend, device=device, threads=threads)
-        self.affinity_net = open_network(folder, "affinity_net", backend, device=device, threads=threads)
+        self.kernels = (kernels or Backends()).resolved()
+        options: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
+        self.cam_net = open_network(folder, "cam_net", **options)
+        features = self.kernels.affinity != "portable"  # that row needs torch
+        self.affinity_net = open_network(folder, "affinity_net", **options, features=features)
         self.classes = self.cam_net.manifest.classes
         self.tags = None if tags is None else Tags(tags, self.classes)
-        self.kernels = (kernels or Backends()).resolved()
         self._offsets = neighbour_offsets(self.recipe.radius)
         self._kernel = {work: _alone(self.kernels.function(work)) for work in KERNELS}
 
