@@ -115,6 +115,8 @@ def session_of(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
+    # Threads that spin between calls would take the cores from those that read, label and write.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(data, options, providers=list(providers))
     except Exception as error:  # its classes are private
