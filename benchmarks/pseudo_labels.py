@@ -44,8 +44,8 @@ from sccam.stages.walk import background_score, divided_by_maximum, pool_to_grid
 from sccam.structures import ByteArray
 
 RESULT = Path(__file__).resolve().parent / "results" / "pseudo_labels.json"
-IMAGES = 8  # in a round
-SETS = 5  # of images, in turn
+IMAGES = 24  # in a round
+SETS = 3  # of images, in turn
 LIMIT = 1e-3  # share of pixels with another label
 
 Labels = list[ByteArray]

@@ -19,10 +19,13 @@ import numpy as np
 
 from sccam.artifacts import Manifest, RunFolder, read_manifest
 from sccam.errors import ConfigError, ModelFileError
+from sccam.runtime.pool import worker_count
 from sccam.structures import ByteArray
 
 BACKENDS = {"torch": ".safetensors", "onnxruntime": ".onnx", "tensorrt": ".engine"}
 """Name -> suffix of the files that it runs."""
+
+MOST_LANES = 8  # each holds the activations of a batch
 
 Network = Callable[[ByteArray], Mapping[str, np.ndarray]]
 """images u8 [N H W 3] -> outputs by name."""
@@ -37,12 +40,14 @@ class OpenedNetwork:
         manifest: of the file: classes, mean colour, stride.
         backend: a name of `BACKENDS`.
         path: the file.
+        lanes: calls of `run` at a time that make the most of the machine.
     """
 
     run: Network
     manifest: Manifest
     backend: str
     path: Path
+    lanes: int = 1
 
     def line(self) -> str:
         """For a person: the file and what runs it."""
@@ -100,7 +105,10 @@ def open_network(
     if name == "onnxruntime":
         from sccam.runtime.network_onnxruntime import open_onnx
 
-        return OpenedNetwork(open_onnx(path, threads=threads, features=features), manifest, name, path)
+        threads = worker_count(threads)
+        lanes = min(threads, MOST_LANES)
+        network = open_onnx(path, threads=threads // lanes, features=features)
+        return OpenedNetwork(network, manifest, name, path, lanes)
     from sccam.runtime.network_tensorrt import open_engine
 
     return OpenedNetwork(open_engine(path), manifest, name, path)

@@ -150,6 +150,7 @@ class PseudoLabelJob:
         features = self.kernels.affinity != "portable"  # that row needs torch
         self.affinity_net = open_network(folder, "affinity_net", **options, features=features)
         self.classes = self.cam_net.manifest.classes
+        self.lanes = min(self.cam_net.lanes, self.affinity_net.lanes)
         self.tags = None if tags is None else Tags(tags, self.classes)
         self._offsets = neighbour_offsets(self.recipe.radius)
         self._kernel = {work: _alone(self.kernels.function(work)) for work in KERNELS}
