@@ -75,13 +75,17 @@ def cut_to_features(data: bytes) -> bytes:
     """An exported affinity network that ends with the `features` f32 [N D h w] from which its affinities are made.
 
     On a CPU the kernel `affinity` makes them many times as fast as the graph, offset by offset. The features are what
-    the graph's only Pad reads; a graph with none or several is returned as it is.
+    the one Pad reads whose result is sliced; a graph without such a Pad is returned as it is.
     """
     import onnx
 
     model = onnx.load_from_string(data)
     graph = model.graph
-    pads = [node for node in graph.node if node.op_type == "Pad"]
+    readers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    pads = [node for node in graph.node if node.op_type == "Pad" and readers.get(node.output[0]) == {"Slice"}]
     if len(pads) != 1:
         return data
     makers = {output: node for node in graph.node for output in node.output}

@@ -14,7 +14,7 @@ import inspect
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -99,9 +99,12 @@ class Tags:
             DataError: the file has no line for the image.
         """
         inside = source.name + source.path.suffix
-        for name in (inside, source.name, source.path.as_posix(), source.path.name, source.path.stem):
-            if name in self._classes:
-                return self._classes[name]
+        parts = PurePosixPath(source.path.as_posix()).parts
+        below = ["/".join(parts[n:]) for n in range(len(parts))]  # the file's name with fewer and fewer folders
+        for name in (inside, *below):
+            for form in (name, name.removesuffix(source.path.suffix)):
+                if form in self._classes:
+                    return self._classes[form]
         raise DataError(f"no tags for {inside!r}", where=self.path, fix="add a line: IMAGE,TAGS")
 
 
