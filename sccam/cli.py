@@ -160,6 +160,10 @@ def infer(
     tile: Annotated[int, typer.Option(min=0, help="Side [px] of tiles; 0: tiles for images above 4 Mpx.")] = 0,
     crf: Annotated[str | None, typer.Option(help="Refine masks with a dense CRF: psa, irn or deeplab.")] = None,
     backend: Annotated[str, typer.Option(help="auto, torch, onnxruntime or tensorrt.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    allow_fallback: Annotated[
+        bool, typer.Option("--allow-fallback", help="Run on the CPU where ONNX Runtime cannot use the GPU asked for.")
+    ] = False,
     batch: Annotated[int, typer.Option(min=0, help="Images a batch at most; 0 tries which number is fastest.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads to read and to write; 0 for the cores.")] = 0,
     shard: Annotated[
@@ -185,9 +189,10 @@ def infer(
     saves, (found, out) = checked_saves(save or ("mask",)), part_of(sources(source), out, shard)
     job: LabelJob
     if task == "segment":
-        job = SegmentJob(open_network(model, "segmenter", backend), options)
+        network = open_network(model, "segmenter", backend, device=device, allow_fallback=allow_fallback)
+        job = SegmentJob(network, options)
     else:
-        job = PseudoLabelJob(model, tags, backend)
+        job = PseudoLabelJob(model, tags, backend, device=device, allow_fallback=allow_fallback)
     reporter = CountReporter(quiet=as_json)
     for note in job.notes():
         reporter.message(note)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ INPUT = "image"
 CPU = "CPUExecutionProvider"
 MOST_BYTES = 2**31  # protobuf's own limit; a larger file would need external data
 
-OnnxNetwork = Callable[[ByteArray], dict[str, np.ndarray]]
-"""images u8 [N H W 3] -> outputs by name."""
+PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider"}
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}  # the default tries every algorithm for each new size: 0.6 s
 
 
 def read_onnx(path: Path) -> bytes:
@@ -53,22 +52,33 @@ def read_onnx(path: Path) -> bytes:
 
 
 def open_onnx(
-    path: Path, providers: Sequence[str] = (CPU,), *, threads: int = 0, features: bool = False
+    path: Path, device: str = "cpu", *, threads: int = 0, features: bool = False, allow_fallback: bool = False
 ) -> OnnxNetwork:
     """A function of images; the session lives as long as the function.
 
     Args:
         path: an ONNX file.
-        providers: execution providers, the wanted one first.
+        device: "cpu", or "cuda" for the provider of that name.
         threads: of the CPU provider; 0 takes all cores.
         features: of an affinity network: see `cut_to_features`.
+        allow_fallback: run on the CPU where CUDA was asked for and does not work.
 
     Raises:
         ModelFileError: see `read_onnx`; or ONNX Runtime refuses the graph.
-        BackendUnavailable: onnxruntime is not installed, or gives another provider than the first one asked for.
+        BackendUnavailable: onnxruntime is not installed, or would run on another device than asked for.
     """
     data = read_onnx(path)
-    return session_of(cut_to_features(data) if features else data, providers, threads=threads, where=path)
+    data = cut_to_features(data) if features else data
+    return session_of(data, device, threads=threads, where=path, allow_fallback=allow_fallback)
+
+
+def has_cuda() -> bool:
+    """Whether the installed ONNX Runtime was built with the CUDA provider; whether it works, only a session tells."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return PROVIDERS["cuda"] in onnxruntime.get_available_providers()
 
 
 def cut_to_features(data: bytes) -> bytes:
@@ -109,7 +119,7 @@ def cut_to_features(data: bytes) -> bytes:
 
 
 def session_of(
-    data: bytes, providers: Sequence[str] = (CPU,), *, threads: int = 0, where: object = None
+    data: bytes, device: str = "cpu", *, threads: int = 0, where: object = None, allow_fallback: bool = False
 ) -> OnnxNetwork:
     """As `open_onnx`, for the bytes of a model that was checked or made here."""
     try:
@@ -121,24 +131,42 @@ def session_of(
     options.log_severity_level = 3  # errors
     # Threads that spin between calls would take the cores from those that read, label and write.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = PROVIDERS[device]
+    providers: list[Any] = [(wanted, CUDA_OPTIONS), CPU] if device == "cuda" else [CPU]
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=list(providers))
+        session = onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # its classes are private
         raise ModelFileError(f"ONNX Runtime {onnxruntime.__version__} refuses it: {error}", where=where) from error
-    used = session.get_providers()
-    if used[0] != providers[0]:
+    used = session.get_providers()[0]
+    if used != wanted and not allow_fallback:
         raise BackendUnavailable(
-            f"{providers[0]} was asked for, {used[0]} would run",
+            f"{wanted} was asked for, {used} would run",
             where=where,
             why="the installed onnxruntime has no such provider, or its libraries are missing",
-            fix="install onnxruntime-gpu without onnxruntime beside it, or ask for the CPU",
+            fix="install onnxruntime-gpu without onnxruntime beside it; or ask for the CPU, or --allow-fallback",
         )
-    names = [output.name for output in session.get_outputs()]
+    return OnnxNetwork(session, "cpu" if used == CPU else device)
 
-    def network(images: ByteArray) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, {INPUT: np.ascontiguousarray(images)}), strict=True))
 
-    return network
+class OnnxNetwork:
+    """images u8 [N H W 3] -> outputs by name.
+
+    Input and outputs are bound, so that a GPU's copies go straight between its memory and the arrays.
+    """
+
+    def __init__(self, session: Any, device: str):
+        self.device = device  # that really runs it
+        self._session = session
+        self._names = [output.name for output in session.get_outputs()]
+
+    def __call__(self, images: ByteArray) -> dict[str, np.ndarray]:
+        """The outputs, on the CPU; may be called from several threads at a time."""
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(INPUT, np.ascontiguousarray(images))
+        for name in self._names:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._names, binding.copy_outputs_to_cpu(), strict=True))
 
 
 def runtime_name(provider: str = CPU) -> str:

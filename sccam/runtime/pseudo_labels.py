@@ -131,7 +131,7 @@ class PseudoLabelJob:
     Args:
         run: folder of a finished run; its exported ONNX files are taken where they are there.
         tags: a tag file; None takes predicted tags.
-        backend, device, threads: as `open_network` takes them.
+        backend, device, threads, allow_fallback: as `open_network` takes them.
         kernels: rows of the backend table.
 
     Raises:
@@ -143,15 +143,15 @@ class PseudoLabelJob:
 
     def __init__(
         self, run: Path | str, tags: Path | None = None, backend: str = "auto", *, device: str = "auto",
-        threads: int = 0, kernels: Backends | None = None,
+        threads: int = 0, allow_fallback: bool = False, kernels: Backends | None = None,
     ):  # fmt: skip
         folder = RunFolder(run).path
         self.recipe = read_recipe(folder)
         self.kernels = (kernels or Backends()).resolved()
-        options: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
-        self.cam_net = open_network(folder, "cam_net", **options)
+        options: dict[str, Any] = {"device": device, "threads": threads, "allow_fallback": allow_fallback}
+        self.cam_net = open_network(folder, "cam_net", backend, **options)
         features = self.kernels.affinity != "portable"  # that row needs torch
-        self.affinity_net = open_network(folder, "affinity_net", **options, features=features)
+        self.affinity_net = open_network(folder, "affinity_net", backend, **options, features=features)
         self.classes = self.cam_net.manifest.classes
         self.lanes = min(self.cam_net.lanes, self.affinity_net.lanes)
         self.tags = None if tags is None else Tags(tags, self.classes)
