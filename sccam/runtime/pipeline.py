@@ -1,11 +1,10 @@
 """Any number of images through three steps that overlap: read, network, finish. Never stopped by a bad image.
 
     read threads          load(source)           decode, resize, pad; a read that hangs is given up
-    network               run(group)             the network on a batch of images of the same shapes
+    lanes                 run(group)             the network on a batch of images of the same shapes
     finish threads        finish(loaded, output) labels, CRF, files
 
-A GPU runs one batch at a time, from the calling thread. On a CPU a network is quickest for a folder with one core for
-each of several batches (`lanes`): their threads then finish their own images, too.
+A GPU has one lane. On a CPU a folder goes quickest with several batches at a time, one core for each.
 
 Memory is that of the images on their way, whatever their number: every queue has a length. A batch that fails, for
 lack of memory or whatever else, is halved until only the guilty image is an error.
@@ -27,7 +26,8 @@ from sccam.runtime.pool import worker_count
 from sccam.runtime.sources import Source
 from sccam.structures import ByteArray
 
-AHEAD = 2  # images that each read thread is ahead, and results that each finish thread may be behind
+AHEAD = 2  # images that each read thread is ahead, and batches a lane that are not finished yet
+FINISHERS = 2  # threads for each that reads: half of them wait for the disk
 BATCH_PIXELS = 8 << 20  # [px] of network input a batch at most
 WAITING_PIXELS = 2 * BATCH_PIXELS  # [px] of images that wait for others of their shapes
 READ_SECONDS = 60.0  # after which a read that hangs is an error of its image
@@ -99,41 +99,36 @@ def stream(job: Job[Result], found: Iterable[Source], *, batch: int = 0, threads
 
     Args:
         batch: images a batch; 0 tries which number is fastest.
-        threads: that read, and as many that finish; 0 for the cores.
+        threads: that read, and `FINISHERS` times as many that finish; 0 for the cores.
 
     Raises:
         ResourceError: from `finish`: the disk is full, so no later image would fare better.
     """
     threads, sizes, lanes = worker_count(threads), BatchSizes(batch), job.lanes
-    ending: deque[Future[list[Done[Result]]]] = deque()
+    ending: deque[Future[list[Future[Done[Result]]]]] = deque()
 
-    def finish(part: list[Loaded], outputs: Sequence[Any], error: SccamError | None) -> list[Done[Result]]:
-        if error is not None:
-            return [Done(part[0], part[0].source, None, error)]
-        return [_finished(job, loaded, output) for loaded, output in zip(part, outputs, strict=True)]
+    def run(group: list[Loaded]) -> list[Future[Done[Result]]]:
+        finishing = []
+        for part, outputs, error in _run(job, group, sizes):
+            results = [error] if error is not None else outputs
+            finishing += [finishers.submit(_finished, job, *pair) for pair in zip(part, results, strict=True)]
+        return finishing
 
-    def run_and_finish(group: list[Loaded]) -> list[Done[Result]]:
-        return [done for ran in _run(job, group, sizes) for done in finish(*ran)]
+    def ended() -> Iterator[Done[Result]]:
+        for future in ending.popleft().result():
+            yield future.result()
 
-    with ThreadPoolExecutor(threads if lanes == 1 else lanes, "sccam-finish") as pool:
+    with ThreadPoolExecutor(FINISHERS * threads) as finishers, ThreadPoolExecutor(lanes) as networks:
         try:
             for group in _grouped(_read_ahead(job.load, found, threads), sizes):
                 if isinstance(group, Done):
                     yield group
                     continue
-                if lanes > 1:
-                    ending.append(pool.submit(run_and_finish, group))
-                else:
-                    for part, outputs, error in _run(job, group, sizes):
-                        if error is not None:
-                            ending.append(pool.submit(finish, part, outputs, error))
-                        for n, output in enumerate(outputs):
-                            ending.append(pool.submit(finish, [part[n]], [output], None))
-                most = AHEAD * lanes if lanes > 1 else max(AHEAD * threads, len(group))
-                while len(ending) > most:
-                    yield from ending.popleft().result()
+                ending.append(networks.submit(run, group))
+                while len(ending) > AHEAD * lanes:
+                    yield from ended()
             while ending:
-                yield from ending.popleft().result()
+                yield from ended()
         finally:
             for future in ending:
                 future.cancel()

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from sccam.runtime import native
 from sccam.structures import ByteArray, FloatArray
 
+NATIVE_COLUMNS = 16  # the kernel takes rows of a multiple of this
 STRIP_VALUES = 4 << 20  # scores that are held at a time
 
 
@@ -39,6 +41,13 @@ def pixel_labels(grid: FloatArray, size: tuple[int, int], cells_per_pixel: tuple
         size: (H, W) [px].
         cells_per_pixel: (g, g').
     """
+    if native.available():
+        return _native_labels(grid, size, cells_per_pixel)
+    return portable_labels(grid, size, cells_per_pixel)
+
+
+def portable_labels(grid: FloatArray, size: tuple[int, int], cells_per_pixel: tuple[float, float]) -> ByteArray:
+    """As `pixel_labels`, in NumPy."""
     height, width = size
     grid = grid.astype(np.float32, copy=False)
     across = grid @ _weights(range(width), grid.shape[2], cells_per_pixel[1]).T  # [c h W]
@@ -48,6 +57,20 @@ def pixel_labels(grid: FloatArray, size: tuple[int, int], cells_per_pixel: tuple
     for top in range(0, height, step):
         labels[top : top + step] = (down[top : top + step] @ across).argmax(axis=0)
     return labels
+
+
+def _native_labels(grid: FloatArray, size: tuple[int, int], cells_per_pixel: tuple[float, float]) -> ByteArray:
+    """By native/labels.h: columns are stretched here, rows and the arg-max there."""
+    height, width = size
+    padded = -(-width // NATIVE_COLUMNS) * NATIVE_COLUMNS  # what lies beyond repeats the last cell and is cut off again
+    across = grid.astype(np.float32, copy=False) @ _weights(range(padded), grid.shape[2], cells_per_pixel[1]).T
+    first, second, part = _reads(range(height), grid.shape[1], cells_per_pixel[0])
+    labels = np.empty((height, padded), np.uint8)
+    native.call(
+        "sccam_pixel_labels", np.ascontiguousarray(across), len(grid), grid.shape[1], padded, height,
+        first.astype(np.int32), second.astype(np.int32), part, labels,
+    )  # fmt: skip
+    return np.ascontiguousarray(labels[:, :width])
 
 
 def regridded(grid: FloatArray, cells: tuple[int, int], scale: tuple[float, float]) -> FloatArray:
@@ -65,11 +88,16 @@ def regridded(grid: FloatArray, cells: tuple[int, int], scale: tuple[float, floa
 
 def _weights(pixels: range, cells: int, cells_per_pixel: float) -> FloatArray:
     """f32 [pixels cells]: the one or two cells that each pixel reads, weights summing to one."""
-    at = np.clip((np.arange(pixels.start, pixels.stop) + 0.5) * cells_per_pixel - 0.5, 0, cells - 1)
-    below = at.astype(int)
-    part = (at - below).astype(np.float32)
-    weights = np.zeros((len(at), cells), np.float32)
-    lines = np.arange(len(at))
-    weights[lines, below] = 1 - part
-    weights[lines, np.minimum(below + 1, cells - 1)] += part
+    first, second, part = _reads(pixels, cells, cells_per_pixel)
+    weights = np.zeros((len(first), cells), np.float32)
+    lines = np.arange(len(first))
+    weights[lines, first] = 1 - part
+    weights[lines, second] += part
     return weights
+
+
+def _reads(pixels: range, cells: int, cells_per_pixel: float) -> tuple[np.ndarray, np.ndarray, FloatArray]:
+    """For each pixel the two cells between which it lies, and the weight of the second."""
+    at = np.clip((np.arange(pixels.start, pixels.stop) + 0.5) * cells_per_pixel - 0.5, 0, cells - 1)
+    first = at.astype(int)
+    return first, np.minimum(first + 1, cells - 1), (at - first).astype(np.float32)

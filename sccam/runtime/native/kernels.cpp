@@ -1,6 +1,7 @@
 // Everything in one piece. It is compiled once for each instruction set, into a library of its own; which of them is
 // loaded is decided when the program runs (see __init__.py).
 #include "crf.h"
+#include "labels.h"
 #include "merge.h"
 #include "walk.h"
 
