@@ -18,7 +18,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,10 @@ class Converted:
     regions: int  # annotations, lines, brushes, objects, or masks
     failed: int  # inputs that are not in the output
     ignored: int  # images whose 255 the format cannot hold
+
+    def as_dict(self) -> dict[str, str | int]:
+        """For a program."""
+        return {**asdict(self), "out": str(self.out)}
 
     def line(self) -> str:
         """For a person."""
@@ -223,6 +227,11 @@ def parse_values(texts: Sequence[str]) -> dict[int, int]:
             )
         found[int(old)] = int(new)
     return found
+
+
+def error_line(error: SccamError) -> str:
+    """An input that failed, in one line: where, what, and what to do."""
+    return ": ".join(part for part in (error.where, error.what) if part) + (f"; {error.fix}" if error.fix else "")
 
 
 def _format(name: str) -> Format:
