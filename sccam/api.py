@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from sccam.runtime.folder import DEFAULT_BATCH, Prediction, Summary, options_of, predict, predict_to
-from sccam.runtime.segmenter import open_segmenter
+from sccam.runtime.folder import Prediction, Summary, predict, predict_to
+from sccam.runtime.network import open_network
+from sccam.runtime.segmenter import SegmentJob, SegmentOptions, crf_of
 from sccam.runtime.sources import Source, sources
 
 
 class Model:
-    """A segmenter; see `runtime.segmenter.open_segmenter` for the arguments and errors.
+    """A segmenter; see `runtime.network.open_network` for the arguments and errors.
 
     model = sccam.load("runs/photos")
     for result in model.predict("new_photos/"):
@@ -19,52 +21,42 @@ class Model:
     """
 
     def __init__(self, model: Path | str, backend: str = "auto", *, device: str = "auto", threads: int = 0):
-        self._segmenter = open_segmenter(model, backend, device=device, threads=threads)
+        self._network = open_network(model, "segmenter", backend, device=device, threads=threads)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Without background: label c + 1 is classes[c]."""
-        return self._segmenter.classes
+        return self._network.manifest.classes
 
     @property
     def backend(self) -> str:
         """What runs the network: "torch", "onnxruntime" or "tensorrt"."""
-        return self._segmenter.backend
+        return self._network.backend
 
     def predict(
-        self,
-        source: str | Path | Iterable[Path],
-        *,
-        crf: str | None = None,
-        batch: int = DEFAULT_BATCH,
-        threads: int = 0,
-    ) -> Iterator[Prediction]:
+        self, source: str | Path | Iterable[Path], *, batch: int = 0, threads: int = 0, crf: str | None = None,
+        **options: Any,
+    ) -> Iterator[Prediction]:  # fmt: skip
         """One result after the other, whatever their number; an image that fails is a result with an `error`.
 
         Args:
             source: a file, folder, pattern or list file (see `runtime.sources`), or paths of images.
             crf: refine with a dense CRF, "psa", "irn" or "deeplab".
-            batch, threads: as in `runtime.folder.predict`.
+            options: `scales`, `flip`, `size`, `tile` of `runtime.segmenter.SegmentOptions`.
+            batch, threads: as in `runtime.pipeline.stream`.
         """
-        options = options_of(("mask",), crf)
-        return predict(self._segmenter, _found(source), crf=options.crf, batch=batch, threads=threads)
+        return predict(self._job(crf, options), _found(source), batch=batch, threads=threads)
 
     def predict_to(
-        self,
-        source: str | Path | Iterable[Path],
-        out: str | Path,
-        *,
-        save: Sequence[str] = ("mask",),
-        crf: str | None = None,
-        batch: int = DEFAULT_BATCH,
-        threads: int = 0,
-        overwrite: bool = False,
-    ) -> Summary:
-        """Writes masks and overlays into a folder, as `sccam infer` does; a second call does only what is missing."""
-        options = options_of(save, crf)
-        return predict_to(
-            self._segmenter, _found(source), out, options, batch=batch, threads=threads, overwrite=overwrite
-        )
+        self, source: str | Path | Iterable[Path], out: str | Path, *, save: Sequence[str] = ("mask",),
+        batch: int = 0, threads: int = 0, overwrite: bool = False, crf: str | None = None, **options: Any,
+    ) -> Summary:  # fmt: skip
+        """Writes masks and more into a folder, as `sccam infer` does; a second call does only what is missing."""
+        job = self._job(crf, options)
+        return predict_to(job, _found(source), out, save, batch=batch, threads=threads, overwrite=overwrite)
+
+    def _job(self, crf: str | None, options: dict[str, Any]) -> SegmentJob:
+        return SegmentJob(self._network, SegmentOptions(crf=crf_of(crf), **options))
 
 
 def _found(source: str | Path | Iterable[Path]) -> Iterator[Source]:

@@ -273,6 +273,13 @@ class RunFolder:
         """Weights of the classifier of round r."""
         return self / f"round{r}/cam_net.safetensors"
 
+    def weights(self, kind: str) -> Path:
+        """Weights of a network: "cam_net" (of the last round that is there), "affinity_net" or "segmenter"."""
+        if kind != "cam_net":
+            return self / f"{kind}.safetensors"
+        rounds = [int(path.parent.name.removeprefix("round")) for path in self.path.glob("round*/cam_net.safetensors")]
+        return self.classifier(max(rounds, default=0))
+
     def activation_map(self, r: int, id: str) -> Path:
         """Stored activation map of an image in round r."""
         return self / f"round{r}/activation_maps/{id}.npz"

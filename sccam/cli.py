@@ -149,12 +149,21 @@ def infer(
     model: Annotated[Path, typer.Argument(help="A run, or a .safetensors, .onnx or .engine file of its segmenter.")],
     source: Annotated[str, typer.Argument(help="An image, a folder, a pattern, a .txt list, or - for standard input.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, overlays and the lists of results.")],
-    save: Annotated[list[str] | None, typer.Option(help="mask or overlay; repeatable, mask by default.")] = None,
+    save: Annotated[
+        list[str] | None, typer.Option(help="mask, overlay or scores; repeatable, mask by default.")
+    ] = None,
+    scale: Annotated[list[float] | None, typer.Option(help="Scale of a view; repeatable, views are averaged.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image of every view.")] = False,
+    size: Annotated[int, typer.Option(min=0, help="Longest side [px] the network sees; 0: images as they are.")] = 0,
+    tile: Annotated[int, typer.Option(min=0, help="Side [px] of tiles; 0: tiles for images above 4 Mpx.")] = 0,
     crf: Annotated[str | None, typer.Option(help="Refine masks with a dense CRF: psa, irn or deeplab.")] = None,
     backend: Annotated[str, typer.Option(help="auto, torch, onnxruntime or tensorrt.")] = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Images a batch at most.")] = 4,
+    batch: Annotated[int, typer.Option(min=0, help="Images a batch at most; 0 tries which number is fastest.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads to read and to write; 0 for the cores.")] = 0,
-    shard: Annotated[str, typer.Option(help="i/n: only every n-th image, beginning with the i-th, from 0.")] = "0/1",
+    shard: Annotated[
+        str | None,
+        typer.Option(help="i/n: only every n-th image, beginning with the i-th, from 0; RANK/WORLD_SIZE by default."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget another model's results in OUT.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
     verbose: Verbose = False,
@@ -162,18 +171,27 @@ def infer(
     """Segments the images of SOURCE with MODEL; the same command again does only what is missing."""
     from dataclasses import asdict
 
-    from sccam.runtime.folder import options_of, predict_to
-    from sccam.runtime.segmenter import open_segmenter
-    from sccam.runtime.sources import parse_shard, shard_of, sources
+    from sccam.runtime.folder import checked_saves, predict_to
+    from sccam.runtime.network import open_network
+    from sccam.runtime.segmenter import SegmentJob, SegmentOptions, crf_of
+    from sccam.runtime.sources import part_of, sources
+    from sccam.stop import StopRequest
 
-    options, (index, count) = options_of(save or ("mask",), crf), parse_shard(shard)
-    found = shard_of(sources(source), index, count)
-    segmenter = open_segmenter(model, backend)
+    options = SegmentOptions(tuple(scale or (1.0,)), flip, size, tile, crf_of(crf))
+    saves, (found, out) = checked_saves(save or ("mask",)), part_of(sources(source), out, shard)
+    job = SegmentJob(open_network(model, "segmenter", backend), options)
     reporter = CountReporter(quiet=as_json)
-    reporter.message(f"{segmenter.path} by {segmenter.backend}")
-    summary = predict_to(
-        segmenter, found, out, options, batch=batch, threads=threads, overwrite=overwrite, on_progress=reporter.progress
-    )
+    for note in job.notes():
+        reporter.message(note)
+    with StopRequest().listening() as stop:
+
+        def progress(done: int, failed: int) -> None:
+            reporter.progress(done, failed)
+            stop.check()
+
+        summary = predict_to(
+            job, found, out, saves, batch=batch, threads=threads, overwrite=overwrite, on_progress=progress
+        )
     print(json.dumps(asdict(summary), indent=2) if as_json else summary.line())
     if summary.failed:
         raise typer.Exit(FAILED_INPUTS)

@@ -8,54 +8,21 @@ So a run that was killed anywhere ends with the weights of the run that was not 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
 
 from sccam.artifacts import read_tensors, write_tensors
 from sccam.data.batches import BatchLoader, TrainingBatch
-from sccam.errors import Interrupted, NumericError, RunFolderError
+from sccam.errors import NumericError, RunFolderError
 from sccam.nets.compute import Compute
 from sccam.stages.optim import OptimiserConfig, build_optimiser, poly_factor, set_learning_rate
+from sccam.stop import StopRequest
 
 CHECKPOINT_SECONDS = 300.0  # at least this often, and after every epoch
-
-
-class StopRequest:
-    """Set by the first SIGINT or SIGTERM; the second one stops at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Takes SIGINT and SIGTERM inside the block (in the main thread; elsewhere it does nothing)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise Interrupted("stopped at once; what was saved before is intact")
-        self.signal = number
-
-    def check(self) -> None:
-        """Raises Interrupted when a stop was asked for."""
-        if self.signal is not None:
-            raise Interrupted("stopped on request; what was finished is saved")
 
 
 def fit(

@@ -17,9 +17,9 @@ from sccam.artifacts import RunFolder, write_text
 from sccam.data import open_dataset
 from sccam.data.checks import check_cluster_counts
 from sccam.errors import Interrupted, RunFolderError
-from sccam.fit import StopRequest
 from sccam.recipe import RunConfig, load_config
 from sccam.report.overview import write_overview
+from sccam.stop import StopRequest
 from sccam.structures import Dataset
 from sccam.training import Reporter, Silent, train_all
 

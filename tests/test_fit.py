@@ -20,9 +20,10 @@ from sccam.artifacts import read_tensors, sha256
 from sccam.data.batches import BatchLoader, TrainingBatch
 from sccam.data.transforms import AugmentConfig
 from sccam.errors import Interrupted, NumericError, RunFolderError
-from sccam.fit import StopRequest, fit
+from sccam.fit import fit
 from sccam.nets.compute import Compute
 from sccam.stages.optim import OptimiserConfig, poly_factor
+from sccam.stop import StopRequest
 from sccam.structures import LabelSet, TaggedImages
 
 CPU = Compute("cpu", "fp32")

@@ -66,12 +66,7 @@ def export_run(
     state = folder.state()
     if "schema" not in state:
         raise RunFolderError("this is no run", where=run, fix="give the folder that `sccam train` wrote")
-    rounds = sorted(folder.path.glob("round*/cam_net.safetensors"), key=lambda path: int(path.parent.name[5:]))
-    files = {
-        "cam_net": rounds[-1] if rounds else folder.classifier(0),
-        "affinity_net": folder.affinity_net,
-        "segmenter": folder.segmenter,
-    }
+    files = {name: folder.weights(name) for name in NETWORKS}
     if missing := [name for name in networks if not files[name].exists()]:
         raise RunFolderError(
             f"the run has no {missing[0]} yet",

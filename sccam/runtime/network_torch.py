@@ -14,6 +14,7 @@ from sccam.nets.backbones import Backbone
 from sccam.nets.cam_net import CamNet
 from sccam.nets.compute import Compute
 from sccam.nets.deeplab import DeepLab
+from sccam.nets.saved import Network
 from sccam.stages.cam import ScoreViews
 from sccam.stages.segment import upsample_logits
 from sccam.structures import ByteArray, FloatArray, IntArray
@@ -72,17 +73,30 @@ def affinity_features(net: AffinityNet, compute: Compute) -> Callable[[ByteArray
     return features
 
 
-def segmenter_logits(net: DeepLab, compute: Compute) -> Callable[[ByteArray], dict[str, np.ndarray]]:
-    """A function u8 [N H W 3], sides padded to `PAD_MULTIPLE` -> `logits` f32 [N C+1 h w], the maximum over scales."""
+def network_of(net: Network, compute: Compute) -> Callable[[ByteArray], dict[str, np.ndarray]]:
+    """A function u8 [N H W 3], sides padded to `PAD_MULTIPLE` -> outputs by name, as the exported graphs give them.
+
+    cam_net       `maps` [N C h w] rectified, `scores` [N C]
+    affinity_net  `features` [N D h w]; the affinities of a CPU are made by a kernel of their own
+    segmenter     `logits` [N C+1 h w], the maximum over scales
+    """
     backbone = net.backbone
 
-    @torch.inference_mode()
-    def logits(images: ByteArray) -> dict[str, np.ndarray]:
-        with compute.autocast():
-            found = net.multi_scale(compute.normalised(images, backbone.mean, backbone.std))[-1]
-        return {"logits": found.float().cpu().numpy()}
+    def outputs_of(inputs: Tensor) -> dict[str, Tensor]:
+        if isinstance(net, CamNet):
+            scores = net.parent(net.backbone(inputs)[-1])
+            return {"maps": torch.relu(scores), "scores": scores.mean(dim=(2, 3))}
+        if isinstance(net, AffinityNet):
+            return {"features": net(inputs)}
+        return {"logits": net.multi_scale(inputs)[-1]}
 
-    return logits
+    @torch.inference_mode()
+    def outputs(images: ByteArray) -> dict[str, np.ndarray]:
+        with compute.autocast():
+            found = outputs_of(compute.normalised(images, backbone.mean, backbone.std))
+        return {name: value.float().cpu().numpy() for name, value in found.items()}
+
+    return outputs
 
 
 def segmentation_scores(net: DeepLab, compute: Compute) -> Callable[[ByteArray], FloatArray]:

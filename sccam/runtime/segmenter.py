@@ -1,148 +1,262 @@
-"""A trained segmenter behind one signature, whatever file it lies in and whatever runs it.
+"""Job "segment": the label of every pixel from a trained segmenter.
 
-    torch         RUN/segmenter.safetensors
-    onnxruntime   *.onnx
-    tensorrt      *.engine
+    image -> views (scales, mirror images) -> logits on the grid -> [mean of the views' probabilities] -> labels, CRF
 
-`auto` follows the file; a run folder means its exported ONNX file where there is one and ONNX Runtime is installed,
-else its weights. Running an exported file loads no torch.
+The network sees the image as it is, padded on the right and below in the mean colour, or one made smaller (`size`);
+large inputs go through in tiles. Masks always have the size of the image.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
-from sccam.artifacts import Manifest, read_manifest
-from sccam.data.transforms import pad_to_multiple
+from sccam.data.images import read_image
+from sccam.data.transforms import pad_to_multiple, resize
 from sccam.errors import ConfigError, ModelFileError, NumericError
-from sccam.stages.walk import upsample
+from sccam.runtime.backends import Backends
+from sccam.runtime.network import OpenedNetwork
+from sccam.runtime.pipeline import Loaded
+from sccam.runtime.sources import Source
+from sccam.runtime.tiling import OVERLAP, TILE, TILED_ABOVE, tiled_logits, windows
+from sccam.runtime.upsampling import pixel_labels, pixel_scores, regridded
+from sccam.stages.crf import PRESETS, CrfConfig
 from sccam.structures import ByteArray, FloatArray
 
-BACKENDS = {"torch": ".safetensors", "onnxruntime": ".onnx", "tensorrt": ".engine"}
-"""Name -> suffix of the files that it runs."""
-
 PAD_MULTIPLE = 32  # [px], where a manifest names none
-
-Network = Callable[[ByteArray], Mapping[str, np.ndarray]]
-"""images u8 [N H W 3] -> outputs by name."""
+PROBABILITY_FLOOR = 1e-12  # keeps the logarithm finite
 
 
 @dataclass(frozen=True, slots=True)
-class Segmenter:
-    """An opened segmenter.
+class SegmentOptions:
+    """What decides the labels, beside the model."""
 
-    Attributes:
-        run: images u8 [N H W 3] with sides that are multiples of `pad_multiple` -> `logits` or `labels`.
-        manifest: of the file: classes, mean colour, stride.
-        backend: a name of `BACKENDS`.
-        path: the file.
-    """
+    scales: tuple[float, ...] = (1.0,)
+    """Of the views whose probabilities are averaged."""
 
-    run: Network
-    manifest: Manifest
-    backend: str
-    path: Path
+    flip: bool = False
+    """A mirror image of every view, too."""
+
+    size: int = field(default=0, metadata={"min": 0})
+    """Longest side [px] that the network sees; larger images are made smaller for it. 0: as they are."""
+
+    tile: int = field(default=0, metadata={"min": 0})
+    """Side [px] of tiles for larger inputs; 0: `TILE`, for inputs above `TILED_ABOVE` pixels."""
+
+    crf: CrfConfig | None = None
+    """Refine the labels with a dense CRF of these settings."""
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0 or max(self.scales) > 8:
+            raise ConfigError(f"scales {self.scales} of views must lie in (0, 8]", fix="try --scale 0.75 --scale 1")
+        if self.size < 0 or 0 < self.size < PAD_MULTIPLE:
+            raise ConfigError(f"a size of {self.size} px", fix=f"give 0, or {PAD_MULTIPLE} and more")
+        if self.tile < 0 or 0 < self.tile < 2 * OVERLAP or self.tile % PAD_MULTIPLE:
+            raise ConfigError(
+                f"tiles of {self.tile} px", fix=f"give a multiple of {PAD_MULTIPLE} from {2 * OVERLAP} on"
+            )
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Without background."""
-        return self.manifest.classes
+    def plain(self) -> bool:
+        """One view of the image as it is, labels from the network alone."""
+        return self == SegmentOptions()
 
-    def padded(self, image: ByteArray) -> ByteArray:
-        """The image [H W 3] as the network takes it: padded on the right and below in the mean colour."""
-        red, green, blue = (round(255 * value) for value in self.manifest.mean)
-        multiple = int(self.manifest.made_from.get("pad_multiple", PAD_MULTIPLE))
-        return pad_to_multiple(image, multiple, (red, green, blue))
-
-    def logits(self, outputs: Mapping[str, np.ndarray], n: int, size: tuple[int, int]) -> FloatArray:
-        """Logits f32 [C+1 H W] of image n of a batch at its own size.
-
-        Raises:
-            ModelFileError: the file was exported with label indices only.
-            NumericError: a logit is NaN or infinite.
-        """
-        if "logits" not in outputs:
-            raise ModelFileError("the file gives labels, not logits", where=self.path, fix="export it without --labels")
-        grid = outputs["logits"][n]
-        if not np.isfinite(grid).all():  # the arg-max of NaN would be a label like any other
-            raise NumericError("the network gave NaN or infinity", where=self.path, fix="use fp32, or another file")
-        return upsample(grid, size, self.manifest.stride)
-
-    def labels(self, outputs: Mapping[str, np.ndarray], n: int, size: tuple[int, int]) -> ByteArray:
-        """Label indices u8 [H W] of image n of a batch: 0 background, c + 1 class c."""
-        if "labels" in outputs:
-            return np.ascontiguousarray(outputs["labels"][n, : size[0], : size[1]])
-        return self.logits(outputs, n, size).argmax(axis=0).astype(np.uint8)
+    def price(self) -> str | None:
+        """What views cost, for a person: the network's pixels against one view's."""
+        views = len(self.scales) * (2 if self.flip else 1)
+        pixels = sum(scale**2 for scale in self.scales) * (2 if self.flip else 1)
+        return None if pixels == 1 else f"{views} views an image: the network has {pixels:.1f} times the pixels of one"
 
 
-def open_segmenter(model: Path | str, backend: str = "auto", *, device: str = "auto", threads: int = 0) -> Segmenter:
-    """The segmenter of a run folder or a file.
-
-    Args:
-        model: a run, or a .safetensors, .onnx or .engine file with its manifest beside it.
-        backend: "auto" or one of `BACKENDS`.
-        device: of torch: "auto", "cpu" or "cuda".
-        threads: of ONNX Runtime; 0 takes all cores.
+def crf_of(name: str | None) -> CrfConfig | None:
+    """The settings of a dense CRF by name.
 
     Raises:
-        ConfigError: an unknown backend, or one that does not run this kind of file.
-        ModelFileError: no such file, or it is another network than a segmenter.
-        RunFolderError: the manifest is missing, or the file is not the one that it describes.
-        BackendUnavailable: a library is not installed.
+        ConfigError: an unknown name.
     """
-    if backend != "auto" and backend not in BACKENDS:
-        raise ConfigError(f"no backend {backend!r}", fix=f"choose from auto, {', '.join(BACKENDS)}")
-    path = _file_of(Path(model), backend)
-    name = next((name for name, suffix in BACKENDS.items() if path.suffix == suffix), None)
-    if name is None or backend not in ("auto", name):
-        raise ConfigError(
-            f"{'nothing here' if backend == 'auto' else backend} runs {path.name}",
-            where=path,
-            fix="; ".join(f"{known} runs *{suffix}" for known, suffix in BACKENDS.items()),
-        )
-    if not path.is_file():
-        raise ModelFileError("no such file", where=path, fix="give a run folder or a model file")
-    if name == "torch":
-        from sccam.nets.compute import Compute
-        from sccam.nets.deeplab import DeepLab
-        from sccam.nets.saved import load_network
-        from sccam.runtime.network_torch import segmenter_logits
-
-        compute = Compute.resolve(device, "auto")
-        net, manifest = load_network(path, compute)
-        _require_segmenter(manifest, path)
-        assert isinstance(net, DeepLab)
-        return Segmenter(segmenter_logits(net, compute), manifest, name, path)
-    manifest = read_manifest(path)
-    _require_segmenter(manifest, path)
-    if name == "onnxruntime":
-        from sccam.runtime.network_onnxruntime import open_onnx
-
-        return Segmenter(open_onnx(path, threads=threads), manifest, name, path)
-    from sccam.runtime.network_tensorrt import open_engine
-
-    return Segmenter(open_engine(path), manifest, name, path)
+    if name is not None and name not in PRESETS:
+        raise ConfigError(f"no CRF {name!r}", fix=f"choose from {', '.join(PRESETS)}")
+    return None if name is None else PRESETS[name]
 
 
-def _file_of(model: Path, backend: str) -> Path:
-    if not model.is_dir():
-        return model
-    exported = model / "export" / "segmenter.onnx"
-    if backend == "tensorrt":
-        return exported.with_suffix(".engine")
-    here = exported.is_file() and importlib.util.find_spec("onnxruntime") is not None
-    if backend == "onnxruntime" or (backend == "auto" and here):
-        return exported
-    return model / "segmenter.safetensors"
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One image's result.
+
+    Attributes:
+        labels: u8 [H W]: 0 background, c + 1 class c, 255 undecided.
+        scores: arrays by name for an NPZ file; None where the network gives none.
+        facts: for the image's line.
+    """
+
+    labels: ByteArray
+    scores: Callable[[], dict[str, np.ndarray]] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
-def _require_segmenter(manifest: Manifest, path: Path) -> None:
-    if manifest.kind != "segmenter":
-        raise ModelFileError(
-            f"this is a {manifest.kind}, not a segmenter", where=path, fix="give the run's segmenter, or the run itself"
-        )
+class SegmentJob:
+    """Images -> labels.
+
+    Args:
+        network: a segmenter, from `open_network`.
+        options: see there.
+
+    Raises:
+        ModelFileError: the file gives labels only, and the options need logits.
+    """
+
+    task = "segment"
+
+    def __init__(self, network: OpenedNetwork, options: SegmentOptions = SegmentOptions()):
+        self.network, self.options = network, options
+        self.classes = network.manifest.classes
+        self._multiple = int(network.manifest.made_from.get("pad_multiple", PAD_MULTIPLE))
+        self._gives_labels = any(output.name == "labels" for output in network.manifest.outputs)
+        if self._gives_labels and not options.plain:
+            raise ModelFileError(
+                "the file gives labels, not logits", where=network.path,
+                why="views, tiles, sizes and the CRF need logits", fix="export it without --labels",
+            )  # fmt: skip
+        self._refine: Callable[..., Any] | None = None
+        if options.crf is not None:
+            refine = Backends().resolved().function("crf")
+            alone = {"threads": 1} if "threads" in inspect.signature(refine).parameters else {}  # one image a thread
+            self._refine = lambda image, scores: refine([image], [[scores]], options.crf, **alone)[0][0]
+
+    def plan(self) -> dict[str, Any]:
+        """What decides the result, for the folder's record."""
+        return {
+            "task": self.task,
+            "model": self.network.path.name,
+            "sha256": self.network.manifest.sha256,
+            "backend": self.network.backend,
+            **asdict(self.options),
+        }
+
+    def notes(self) -> list[str]:
+        """For a person, before the work begins."""
+        price = self.options.price()
+        return [self.network.line(), *([price] if price else [])]
+
+    def load(self, source: Source) -> Loaded:
+        """The image and its views."""
+        return self.loaded(source, read_image(source.path))
+
+    def loaded(self, source: Source, image: ByteArray) -> Loaded:
+        """The views of an image that was read."""
+        seen = self._seen((image.shape[0], image.shape[1]))
+        views = []
+        for scale in self.options.scales:
+            height, width = (max(1, round(side * scale)) for side in seen)
+            view = self._padded(resize(image, (height, width)))
+            views.append(np.stack([view, view[:, ::-1]]) if self.options.flip else view[None])
+        return Loaded(source, image, tuple(views))
+
+    def run(self, group: Sequence[Loaded]) -> Sequence[Any]:
+        """Logits f32 [C+1 h w] on the grid of the image as the network sees it, or labels u8 [H W], for each."""
+        if self._gives_labels:
+            return list(self.network.run(np.concatenate([loaded.inputs[0] for loaded in group]))["labels"])
+        views = [
+            self._logits(np.concatenate([loaded.inputs[n] for loaded in group]))
+            for n in range(len(self.options.scales))
+        ]
+        count = 2 if self.options.flip else 1
+        if len(views) * count == 1:
+            return [_finite(logits, self.network) for logits in views[0]]
+        return [
+            _finite(self._merged([view[count * n : count * (n + 1)] for view in views], loaded), self.network)
+            for n, loaded in enumerate(group)
+        ]
+
+    def finish(self, loaded: Loaded, output: Any) -> Labelled:
+        """Labels at the size of the image."""
+        size = (loaded.image.shape[0], loaded.image.shape[1])
+        if self._gives_labels:
+            return Labelled(np.ascontiguousarray(output[: size[0], : size[1]]))
+        seen = self._seen(size)
+        density = (seen[0] / size[0] / self._stride, seen[1] / size[1] / self._stride)
+        if self._refine is None:
+            labels = pixel_labels(output, size, density)
+        else:
+            labels = self._refined(loaded.image, output, density)
+        return Labelled(labels, lambda: self._scores(output, size, density))
+
+    @property
+    def _stride(self) -> int:
+        return self.network.manifest.stride
+
+    def _seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the image as the network sees it at scale 1."""
+        longest = self.options.size
+        if not longest or max(size) <= longest:
+            return size
+        height, width = (max(1, round(side * longest / max(size))) for side in size)
+        return height, width
+
+    def _padded(self, image: ByteArray) -> ByteArray:
+        red, green, blue = (round(255 * value) for value in self.network.manifest.mean)
+        return pad_to_multiple(image, self._multiple, (red, green, blue))
+
+    def _logits(self, images: ByteArray) -> FloatArray:
+        def whole(images: ByteArray) -> FloatArray:
+            return np.asarray(self.network.run(images)["logits"])
+
+        height, width = images.shape[1:3]
+        tile = self.options.tile or (TILE if height * width > TILED_ABOVE else 0)
+        if not tile or max(height, width) <= tile:
+            return whole(images)
+        return tiled_logits(images, whole, stride=self._stride, multiple=self._multiple, tile=tile)
+
+    def _merged(self, views: Sequence[FloatArray], loaded: Loaded) -> FloatArray:
+        """The logarithm of the mean probability over views, on the grid of scale 1."""
+        seen = self._seen((loaded.image.shape[0], loaded.image.shape[1]))
+        cells = (-(-seen[0] // self._stride), -(-seen[1] // self._stride))
+        total = 0
+        for scale, view in zip(self.options.scales, views, strict=True):
+            upright = view if len(view) == 1 else np.stack([view[0], view[1, :, :, ::-1]])
+            shrunk = tuple(max(1, round(side * scale)) / side for side in seen)  # what rounding left of the scale
+            total = total + _softmax(regridded(upright, cells, (shrunk[0], shrunk[1])), axis=1).mean(axis=0)
+        return np.log(np.maximum(total / len(views), PROBABILITY_FLOOR)).astype(np.float32)
+
+    def _refined(self, image: ByteArray, logits: FloatArray, density: tuple[float, float]) -> ByteArray:
+        """Labels after the CRF; a large image's window by window, each with margins that are cut off again."""
+        assert self._refine is not None
+        height, width = image.shape[:2]
+        tile = TILE if height * width > TILED_ABOVE else max(height, width)
+        labels = np.empty((height, width), np.uint8)
+        for rows in windows(height, tile, OVERLAP, 1):
+            for columns in windows(width, tile, OVERLAP, 1):
+                scores = _softmax(pixel_scores(logits, rows, columns, density), axis=0)
+                crop = np.ascontiguousarray(image[rows.start : rows.stop, columns.start : columns.stop])
+                found = self._refine(crop, scores).argmax(axis=0)
+                top, left = (axis.start and axis.start + OVERLAP // 2 for axis in (rows, columns))
+                labels[top : rows.stop, left : columns.stop] = found[top - rows.start :, left - columns.start :]
+        return labels
+
+    def _scores(
+        self, logits: FloatArray, size: tuple[int, int], density: tuple[float, float]
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """Probabilities on the grid, before the CRF, background first."""
+        return {
+            "scores": _softmax(logits, axis=0).astype(np.float16),
+            "size": np.array(size, np.int32),
+            "cells_per_pixel": np.array(density, np.float64),
+            "classes": np.array(["background", *self.classes]),
+        }
+
+
+def _softmax(logits: FloatArray, axis: int) -> FloatArray:
+    weights = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    found: FloatArray = weights / weights.sum(axis=axis, keepdims=True)
+    return found
+
+
+def _finite(logits: FloatArray, network: OpenedNetwork) -> FloatArray | NumericError:
+    """The logits; or the error of an image with NaN, whose arg-max would be a label like any other."""
+    if np.isfinite(logits).all():
+        return logits
+    return NumericError("the network gave NaN or infinity", where=network.path, fix="use fp32, or another file")

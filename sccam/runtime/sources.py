@@ -16,7 +16,7 @@ import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -68,6 +68,15 @@ def sources(source: str | Path, lines: Iterable[str] | None = None) -> Iterator[
     return _chained(first, found)
 
 
+def fingerprint(path: Path) -> dict[str, int]:
+    """By which a change of a file is seen: its bytes and the time of its last change; nothing of a missing file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return {}
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """(i, n) of "i/n".
 
@@ -78,6 +87,23 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (slash and first.isdecimal() and second.isdecimal() and int(first) < int(second)):
         raise ConfigError(f"not a shard: {text!r}", fix="write i/n with 0 <= i < n, such as 0/4 to 3/4")
     return int(first), int(second)
+
+
+def part_of(
+    found: Iterator[Source], out: Path, shard: str | None, environment: Mapping[str, str] = os.environ
+) -> tuple[Iterator[Source], Path]:
+    """What this process does of all images, and where its results go: shards share a folder, in folders of their own.
+
+    Args:
+        shard: "i/n"; None takes RANK and WORLD_SIZE, where a launcher such as torchrun has set them.
+
+    Raises:
+        ConfigError: as `parse_shard`.
+    """
+    if shard is None and "RANK" in environment and "WORLD_SIZE" in environment:
+        shard = f"{environment['RANK']}/{environment['WORLD_SIZE']}"
+    index, count = parse_shard(shard or "0/1")
+    return (found, out) if count == 1 else (shard_of(found, index, count), out / f"shard-{index}-of-{count}")
 
 
 def shard_of(found: Iterable[Source], index: int, count: int) -> Iterator[Source]:

@@ -22,8 +22,8 @@ from functools import partial
 from typing import Any
 
 from sccam.artifacts import RunFolder, read_json
-from sccam.fit import StopRequest
 from sccam.recipe import RunConfig
+from sccam.stop import StopRequest
 from sccam.structures import Dataset
 from sccam.training.context import Reporter, RunContext, Silent
 from sccam.training.data_check import check_data

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sccam.artifacts import RunFolder, read_weights_with_manifest, write_weights
 from sccam.data.batches import BatchLoader, TrainingBatch
 from sccam.data.transforms import AugmentConfig
-from sccam.fit import StopRequest, fit
+from sccam.fit import fit
 from sccam.nets.backbones import Backbone, build_backbone
 from sccam.nets.compute import Compute
 from sccam.nets.saved import Network, load_network
@@ -22,6 +22,7 @@ from sccam.recipe import RunConfig
 from sccam.runtime.network_torch import mean_colour
 from sccam.runtime.pool import run_jobs, worker_count
 from sccam.stages.optim import OptimiserConfig
+from sccam.stop import StopRequest
 from sccam.structures import ByteArray, Dataset
 
 Item = TypeVar("Item")

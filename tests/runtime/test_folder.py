@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -19,13 +20,17 @@ from PIL import Image
 
 import sccam
 from sccam import cli
-from sccam.artifacts import Manifest
+from sccam.artifacts import Manifest, read_arrays
 from sccam.data.masks import read_mask, write_mask
 from sccam.errors import ConfigError, ImageError, NumericError, ResourceError, RunFolderError, ShapeError
 from sccam.runtime import folder as folder_module
-from sccam.runtime.folder import Options, options_of, predict, predict_to
-from sccam.runtime.segmenter import Segmenter
+from sccam.runtime import pipeline
+from sccam.runtime.folder import checked_saves, predict, predict_to
+from sccam.runtime.network import OpenedNetwork
+from sccam.runtime.segmenter import SegmentJob, SegmentOptions, crf_of
 from sccam.runtime.sources import Source, sources
+from sccam.runtime.tiling import windows
+from sccam.runtime.upsampling import pixel_labels
 from sccam.stages.crf import PSA
 
 STRIDE = 8
@@ -46,9 +51,14 @@ def manifest() -> Manifest:
     )  # fmt: skip
 
 
+def job_of(run: Any = network, options: SegmentOptions | None = None, **changed: Any) -> SegmentJob:
+    opened = OpenedNetwork(run, replace(manifest(), **changed), "onnxruntime", Path("net.onnx"))
+    return SegmentJob(opened, options or SegmentOptions())
+
+
 @pytest.fixture
-def segmenter() -> Segmenter:
-    return Segmenter(network, manifest(), "onnxruntime", Path("net.onnx"))
+def segmenter() -> SegmentJob:
+    return job_of()
 
 
 @pytest.fixture
@@ -68,7 +78,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_every_image_gets_a_mask_of_its_size_and_a_line(segmenter, images, tmp_path):
-    summary = predict_to(segmenter, sources(images), tmp_path / "out", Options(("mask", "overlay")))
+    summary = predict_to(segmenter, sources(images), tmp_path / "out", ("mask", "overlay"))
     assert (summary.done, summary.skipped, summary.failed) == (12, 0, 0)
     found = lines(tmp_path / "out/predictions.jsonl")
     assert sorted(line["name"] for line in found) == sorted(source.name for source in sources(images))
@@ -116,7 +126,7 @@ def test_a_second_run_does_only_what_is_missing_and_tries_failed_ones_again(segm
     assert predict_to(segmenter, sources(images), tmp_path / "out").failed == 1
     bad.write_bytes(good)
     seen = []
-    watched = replace(segmenter, run=lambda batch: seen.append(len(batch)) or network(batch))  # type: ignore[func-returns-value]
+    watched = job_of(lambda batch: seen.append(len(batch)) or network(batch))  # type: ignore[func-returns-value]
     summary = predict_to(watched, sources(images), tmp_path / "out")
     assert (summary.done, summary.skipped, summary.failed, sum(seen)) == (1, 11, 0, 1)
     assert (tmp_path / "out/errors.jsonl").read_text() == ""
@@ -130,16 +140,17 @@ def test_half_a_line_that_a_kill_left_is_done_again(segmenter, images, tmp_path)
     log.write_bytes(whole[:-20])
     summary = predict_to(segmenter, sources(images), tmp_path / "out")
     assert (summary.done, summary.skipped) == (1, 11)
-    assert sorted(log.read_bytes().splitlines()) == sorted(whole.splitlines())
+    before = {line["name"]: {**line, "ms": None} for line in map(json.loads, whole.splitlines())}
+    assert {line["name"]: {**line, "ms": None} for line in lines(log)} == before
 
 
 def test_another_model_or_option_is_refused_with_the_difference(segmenter, images, tmp_path):
     predict_to(segmenter, sources(images), tmp_path / "out")
-    other = replace(segmenter, manifest=replace(manifest(), sha256="1" * 64))
+    other = job_of(sha256="1" * 64)
     with pytest.raises(RunFolderError, match=r"sha256: 0+ -> 1+"):
         predict_to(other, sources(images), tmp_path / "out")
     with pytest.raises(RunFolderError, match="crf: None ->"):
-        predict_to(segmenter, sources(images), tmp_path / "out", Options(crf=PSA))
+        predict_to(job_of(options=SegmentOptions(crf=PSA)), sources(images), tmp_path / "out")
     few = list(sources(images))[:5]
     summary = predict_to(other, few, tmp_path / "out", overwrite=True)
     assert (summary.done, summary.skipped) == (5, 0)
@@ -162,7 +173,7 @@ def test_a_batch_that_fails_is_halved_until_only_the_guilty_image_fails(segmente
             raise RuntimeError("no kernel for this size")
         return network(batch)
 
-    results = list(predict(replace(segmenter, run=picky), sources(images), batch=8))
+    results = list(predict(job_of(picky), sources(images), batch=8))
     failed = [result for result in results if result.error is not None]
     assert len(results) == 12 and 0 < len(failed) < 12
     assert all(isinstance(r.error, ShapeError) and "no kernel for this size" in r.error.what for r in failed)
@@ -174,7 +185,7 @@ def test_nan_from_the_network_is_an_error_of_its_image_and_no_label(segmenter, i
         logits[0, 1, 0, 0] = np.nan
         return {"logits": logits}
 
-    results = list(predict(replace(segmenter, run=broken), sources(images), batch=1))
+    results = list(predict(job_of(broken), sources(images), batch=1))
     assert len(results) == 12 and all(isinstance(r.error, NumericError) and r.labels is None for r in results)
 
 
@@ -223,7 +234,7 @@ def test_images_on_their_way_are_few_however_many_there_are(segmenter, images):
 
 def test_the_crf_follows_the_image(segmenter, images):
     plain = {p.source.name: p.labels for p in predict(segmenter, sources(images))}
-    refined = {p.source.name: p.labels for p in predict(segmenter, sources(images), crf=PSA)}
+    refined = {p.source.name: p.labels for p in predict(job_of(options=SegmentOptions(crf=PSA)), sources(images))}
     assert plain.keys() == refined.keys()
     assert any(not np.array_equal(plain[name], refined[name]) for name in plain)  # type: ignore[arg-type]
 
@@ -236,7 +247,7 @@ def test_a_folder_that_another_process_works_on_is_refused(segmenter, images, tm
         leave.wait(30)
         return network(batch)
 
-    worker = threading.Thread(target=predict_to, args=(replace(segmenter, run=slow), sources(images), tmp_path / "out"))
+    worker = threading.Thread(target=predict_to, args=(job_of(slow), sources(images), tmp_path / "out"))
     worker.start()
     entered.wait(30)
     with pytest.raises(RunFolderError, match="another process"):
@@ -246,11 +257,130 @@ def test_a_folder_that_another_process_works_on_is_refused(segmenter, images, tm
 
 
 def test_unknown_names_are_refused():
-    assert options_of(["mask", "mask"], "psa") == Options(("mask",), PSA)
+    assert checked_saves(["mask", "mask"]) == ("mask",) and crf_of("psa") == PSA and crf_of(None) is None
     with pytest.raises(ConfigError, match="nothing is saved as 'video'"):
-        options_of(["video"], None)
+        checked_saves(["video"])
     with pytest.raises(ConfigError, match="no CRF 'best'"):
-        options_of(["mask"], "best")
+        crf_of("best")
+    for wrong in ({"scales": ()}, {"scales": (0.0,)}, {"size": 8}, {"tile": 100}):
+        with pytest.raises(ConfigError):
+            SegmentOptions(**wrong)
+
+
+def labels_by(job: SegmentJob, images: Path) -> dict[str, np.ndarray]:
+    found = {result.source.name: result.labels for result in predict(job, sources(images))}
+    return {name: labels for name, labels in found.items() if labels is not None}
+
+
+def test_tiles_give_the_labels_of_the_whole_image(images):
+    rng = np.random.default_rng(0)
+    for n, (height, width) in enumerate([(700, 300), (257, 900), (40, 800)]):
+        blocks = rng.integers(0, 256, (height // 20 + 1, width // 20 + 1), np.uint8)
+        large = np.kron(blocks, np.ones((20, 20), np.uint8))[:height, :width]
+        Image.fromarray(large).convert("RGB").save(images / f"large{n}.png")
+    seen = []
+
+    def watched(batch: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append(batch.shape)
+        return network(batch)
+
+    whole, tiled = labels_by(job_of(), images), labels_by(job_of(watched, SegmentOptions(tile=256)), images)
+    assert max(max(shape[1:3]) for shape in seen) == 256 and whole.keys() == tiled.keys()
+    for name, labels in whole.items():  # this network sees no farther than a cell, so only rounding may differ
+        assert (labels == tiled[name]).mean() > 0.9999
+
+
+def test_windows_cover_everything_overlap_and_begin_at_multiples():
+    for length in range(32, 3000, 32):
+        found = windows(length, 256, 64, 32)
+        assert found[0].start == 0 and found[-1].stop == length and all(len(one) <= 256 for one in found)
+        assert all(a.stop - b.start >= 64 and b.start % 32 == 0 for a, b in itertools.pairwise(found))
+
+
+def test_a_mirrored_image_gives_the_mirrored_labels_with_views(images, tmp_path):
+    views = job_of(options=SegmentOptions(scales=(0.75, 1.0, 1.5), flip=True))
+    path = next(images.glob("a/*.png"))
+    image = np.asarray(Image.open(path))[:16, :48]  # sides without padding, which would lie on another side
+    Image.fromarray(image).save(tmp_path / "one.png")
+    Image.fromarray(image[:, ::-1]).save(tmp_path / "two.png")
+    found = labels_by(job_of(options=SegmentOptions(flip=True)), tmp_path)
+    assert np.array_equal(found["one"], found["two"][:, ::-1]) and len(np.unique(found["one"])) == 3
+    for name, labels in labels_by(views, images).items():  # near the labels of one view: the network is local
+        assert (labels == labels_by(job_of(), images)[name]).mean() > 0.8
+    assert views.options.price() == "6 views an image: the network has 7.6 times the pixels of one"
+
+
+def test_a_smaller_size_gives_masks_of_the_images_own_size(images):
+    seen = []
+
+    def watched(batch: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append(batch.shape)
+        return network(batch)
+
+    ramp = np.linspace(0, 255, 400).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(ramp, (300, 400)).copy()).save(images / "large.png")
+    small, whole = labels_by(job_of(watched, SegmentOptions(size=100)), images), labels_by(job_of(), images)
+    assert small["large"].shape == (300, 400) and max(max(shape[1:3]) for shape in seen) <= 112
+    assert (small["large"] == whole["large"]).mean() > 0.95
+
+
+def test_scores_are_stored_on_the_grid_and_sum_to_one(segmenter, images, tmp_path):
+    predict_to(segmenter, sources(images), tmp_path / "out", ("mask", "scores"))
+    for line in lines(tmp_path / "out/predictions.jsonl"):
+        arrays = read_arrays(tmp_path / "out" / line["scores"])
+        assert arrays["scores"].dtype == np.float16 and list(arrays["classes"]) == ["background", *CLASSES]
+        np.testing.assert_allclose(arrays["scores"].astype(np.float32).sum(axis=0), 1, atol=2e-3)
+        labels = pixel_labels(arrays["scores"], tuple(arrays["size"]), tuple(arrays["cells_per_pixel"]))
+        assert (labels == read_mask(tmp_path / "out" / line["mask"])).mean() > 0.98
+
+
+def test_an_image_that_has_changed_is_done_again(segmenter, images, tmp_path):
+    predict_to(segmenter, sources(images), tmp_path / "out")
+    changed = images / "a/0.png"
+    Image.new("RGB", (9, 9), "white").save(changed)
+    summary = predict_to(segmenter, sources(images), tmp_path / "out")
+    assert (summary.done, summary.skipped) == (1, 11)
+    assert read_mask(tmp_path / "out/masks/a/0.png").shape == (9, 9)
+
+
+def test_a_read_that_hangs_is_given_up_and_the_rest_goes_on(segmenter, images, monkeypatch):
+    monkeypatch.setattr(pipeline, "READ_SECONDS", 0.3)
+    load, leave = segmenter.load, threading.Event()
+
+    def hanging(source: Source) -> Any:
+        if source.name in ("a/0", "b/3"):
+            leave.wait(30)
+        return load(source)
+
+    segmenter.load = hanging
+    results = list(predict(segmenter, sources(images), threads=1))
+    leave.set()
+    failed = {r.source.name: r.error for r in results if r.error}
+    assert len(results) == 12 and set(failed) == {"a/0", "b/3"}
+    assert all("took longer" in error.what for error in failed.values())
+
+
+def test_batches_grow_while_that_makes_images_faster_and_stay_small_after_a_lack_of_memory():
+    def settled(seconds_of: Any) -> int:
+        one = np.zeros((1, 64, 64, 3), np.uint8)
+        sizes, image = pipeline.BatchSizes(), pipeline.Loaded(Source(Path(), ""), one[0], (one,))
+        for _ in range(60):
+            n = sizes.of(image)
+            try:
+                sizes.ran(image, n, seconds_of(n))
+            except MemoryError:
+                sizes.failed(image, n)
+        return sizes.of(image)
+
+    def up_to_eight(n: int) -> float:
+        if n > 8:
+            raise MemoryError
+        return 1.0
+
+    assert settled(lambda n: n) == 1  # nothing gained: a CPU that is busy with one
+    assert settled(lambda n: 1.0 + 0.001 * n) == 512 * 4  # all gained, up to the limit of pixels
+    assert settled(lambda n: max(1.0, n / 16)) == 16
+    assert settled(up_to_eight) == 8
 
 
 # From the command line, with a real exported file
@@ -317,6 +447,35 @@ def test_running_an_onnx_file_loads_no_torch(model, images, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
     assert len(lines(tmp_path / "out/predictions.jsonl")) == 12
+
+
+def test_shards_share_a_folder_and_a_launchers_rank_is_one(model, images, tmp_path, monkeypatch):
+    assert infer(model, images, "-o", tmp_path / "out", "--shard", "0/2").returncode == 0
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert infer(model, images, "-o", tmp_path / "out").returncode == 0
+    names = [line["name"] for n in (0, 1) for line in lines(tmp_path / f"out/shard-{n}-of-2/predictions.jsonl")]
+    assert sorted(names) == sorted(source.name for source in sources(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_request_ends_after_the_image_and_the_same_command_goes_on(model, images, tmp_path, number, code):
+    source = next(images.glob("a/*.png")).read_bytes()
+    (tmp_path / "many").mkdir()
+    for n in range(400):
+        (tmp_path / f"many/{n}.png").write_bytes(source)
+    arguments = [str(model), str(tmp_path / "many"), "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "sccam.cli", "infer", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    log, deadline = tmp_path / "out/predictions.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and log.read_bytes().count(b"\n") >= 20):
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code and "what was finished is saved" in told
+    assert 20 <= len(lines(log)) < 400 and not list((tmp_path / "out").rglob(".*.tmp*"))
+    assert infer(*arguments).returncode == 0 and len(lines(log)) == 400
 
 
 @pytest.mark.slow
