@@ -272,9 +272,18 @@ def convert_labels(
     layout = Layout(polygons, moved, min_area, per_class, image_root)
     reporter = CountReporter(quiet=as_json)
     done = convert(
-        source, out, to, from_=from_, classes=classes, images=images, values=parse_values(map_ or ()), layout=layout,
-        overwrite=overwrite, on_error=lambda error: print(error_line(error), file=sys.stderr), on_progress=reporter.progress,
-    )  # fmt: skip
+        source,
+        out,
+        to,
+        from_=from_,
+        classes=classes,
+        images=images,
+        values=parse_values(map_ or ()),
+        layout=layout,
+        overwrite=overwrite,
+        on_error=lambda error: print(error_line(error), file=sys.stderr),
+        on_progress=reporter.progress,
+    )
     print(json.dumps(done.as_dict(), indent=2) if as_json else done.line())
     if done.failed:
         raise typer.Exit(FAILED_INPUTS)

@@ -27,7 +27,7 @@ from sccam.data.checks import check_names
 from sccam.data.folder import read_classes
 from sccam.data.masks import check_mask
 from sccam.data.text import nearest
-from sccam.errors import ConfigError, DataError, ResourceError, RunFolderError, SccamError
+from sccam.errors import ConfigError, DataError, Interrupted, ResourceError, RunFolderError, SccamError
 from sccam.labels import coco, labelstudio, masks, voc, yolo
 from sccam.labels.items import Found, Labelled, Layout
 from sccam.labels.json_parts import first_character
@@ -122,7 +122,10 @@ def convert(
         ConfigError: an unknown format, or an option that it does not have.
         DataError: the source as a whole cannot be read, or nothing of it.
         RunFolderError: there is something else at `out`.
-        ResourceError: the disk is full or read-only; nothing is left at `out` but what was there.
+        ResourceError: the disk is full or read-only.
+        Interrupted: by Ctrl-C.
+
+    Whatever is raised, nothing is left at `out` but what was there.
     """
     source, out = Path(source), Path(out)
     target = _format(to)
@@ -179,6 +182,8 @@ def write_formats(
         As `convert`.
     """
     out = Path(out)
+    if "masks" in formats:
+        raise ConfigError("masks are there already", where=out, fix=f"choose from {', '.join(list(FORMATS)[1:])}")
     targets = [(name, out / (name if _format(name).folder else f"{name}.json")) for name in dict.fromkeys(formats)]
     return [convert(out, place, name, from_="masks", overwrite=True, on_error=on_error) for name, place in targets]
 
@@ -257,7 +262,8 @@ def _check_out(source: Path, out: Path, to: str, overwrite: bool) -> None:
     if not target.folder and out.suffix.lower() != ".json":
         raise ConfigError(f"{to} is one file: {out} is no name for it", fix=f"write {out}.json")
     ours, theirs = out.resolve(), source.resolve()
-    if ours == theirs or ours in theirs.parents or (theirs in ours.parents and not (source / masks.LOG).is_file()):
+    beside_masks = (source / masks.LOG).is_file() and (out.name not in masks.HOLDS or ours.parent != theirs)
+    if ours == theirs or ours in theirs.parents or (theirs in ours.parents and not beside_masks):
         raise ConfigError(
             f"the output {out} and the input {source} lie in each other", fix="write to a folder of its own"
         )
@@ -310,9 +316,18 @@ def _written(write: Writer, item: Labelled) -> int:
 @contextmanager
 def _output(out: Path, folder: bool) -> Iterator[Path]:
     """Where to write: a file itself, which its writer replaces, or a folder beside that is renamed in the end."""
-    if not folder:
-        yield out
-        return
+    try:
+        if folder:
+            with _replacing_folder(out) as temporary:
+                yield temporary
+        else:
+            yield out
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; nothing was written", where=out) from None
+
+
+@contextmanager
+def _replacing_folder(out: Path) -> Iterator[Path]:
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     try:
@@ -320,7 +335,12 @@ def _output(out: Path, folder: bool) -> Iterator[Path]:
         yield temporary
         if out.exists():
             os.replace(out, old)
-        os.replace(temporary, out)
+        try:
+            os.replace(temporary, out)
+        except OSError:
+            if old.exists():
+                os.replace(old, out)
+            raise
     except OSError as error:
         raise ResourceError(f"cannot write: {error.strerror}", where=out, fix="choose another output") from error
     finally:

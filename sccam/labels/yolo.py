@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from sccam.data.folder import read_classes
 from sccam.data.images import image_size
 from sccam.data.text import read_lines
 from sccam.errors import DataError
-from sccam.labels.items import Found, Labelled, Layout, find_image, image_file, safe_name, walked
+from sccam.labels.items import Found, Labelled, Layout, Names, find_image, image_file, safe_name, walked
 from sccam.labels.paint import checked_size, paint, ring_of
 from sccam.labels.polygons import polygons, regions
 from sccam.labels.yaml_names import names_in, names_text
@@ -54,7 +55,8 @@ def read(path: Path, images: Path | None = None) -> Found:
     folder = images or (path / "images" if (path / "images").is_dir() else None)
 
     def each() -> Iterator[Labelled | DataError]:
-        yield from (_item(root, file, sizes, folder) for file in (first, *files))
+        names = Names()
+        yield from (_item(root, file, names, sizes, folder) for file in chain((first,), files))
 
     return Found(_classes(path), each())
 
@@ -81,7 +83,9 @@ def writing(path: Path, classes: Sequence[str], layout: Layout) -> Iterator[Call
         yield add
 
 
-def _item(root: Path, file: str, sizes: dict[str, tuple[str, list[int]]], images: Path | None) -> Labelled | DataError:
+def _item(
+    root: Path, file: str, names: Names, sizes: dict[str, tuple[str, list[int]]], images: Path | None
+) -> Labelled | DataError:
     path = root / file
     name = file[: -len(".txt")]
     try:
@@ -100,7 +104,7 @@ def _item(root: Path, file: str, sizes: dict[str, tuple[str, list[int]]], images
                 _paint_line(index, line, f"{path}:{number}")
     except DataError as error:
         return error
-    return Labelled(name, image, index, str(path))
+    return Labelled(names.free(name, file), image, index, str(path))
 
 
 def _paint_line(index: ByteArray, line: str, where: str) -> None:
