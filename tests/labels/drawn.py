@@ -20,7 +20,9 @@ LABELS = (0, 1, 2, 3)
 _sizes = st.tuples(st.integers(1, 13), st.integers(1, 13))
 _noise = arrays(np.bool_, _sizes)
 _even = st.builds(np.full, _sizes, st.booleans())
-_stripes = st.builds(lambda size, axis, first: np.indices(size)[axis] % 2 == first, _sizes, *[st.integers(0, 1)] * 2)
+_stripes = st.builds(
+    lambda size, axis, first: np.asarray(np.indices(size))[axis] % 2 == first, _sizes, *[st.integers(0, 1)] * 2
+)
 binary_masks = st.one_of(_noise, _even, _stripes)
 
 
@@ -28,7 +30,7 @@ def index_masks(labels: Sequence[int] = LABELS) -> st.SearchStrategy[ByteArray]:
     """Class indices u8 [H W] of 1 x 1 px and more: noise, one label all over, stripes."""
     label = st.sampled_from(labels)
     noise = arrays(np.uint8, _sizes, elements=label)
-    striped = st.builds(lambda mask, a, b: np.where(mask, a, b).astype(np.uint8), binary_masks, label, label)
+    striped = st.builds(lambda mask, a, b: np.asarray(np.where(mask, a, b), np.uint8), binary_masks, label, label)
     return st.one_of(noise, striped)
 
 
@@ -40,8 +42,8 @@ def blobs(height: int, width: int, seed: int = 0) -> BoolArray:
 
 def blob_index(height: int, width: int, seed: int = 0) -> ByteArray:
     """The same with three classes that touch each other."""
-    return np.where(blobs(height, width, seed), 1 + blobs(height, width, seed + 1) + blobs(height, width, seed + 2), 0) \
-        .astype(np.uint8)  # fmt: skip
+    first, second, third = (blobs(height, width, seed + n) for n in range(3))
+    return np.asarray(first * (1 + second.astype(np.uint8) + third))
 
 
 def write_infer_folder(out: Path, masks: Mapping[str, ByteArray], suffix: str = ".jpg") -> Path:

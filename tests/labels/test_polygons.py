@@ -14,8 +14,9 @@ from tests.labels.drawn import binary_masks, blob_index, blobs, index_masks
 
 coco = pytest.importorskip("pycocotools.mask")
 
-IOU = 0.95  # of regions of 400 px and more at tolerance 1; the lowest of these drawn ones is 0.965
-IOU_COCO = 0.99  # of exact polygons in pycocotools, which rounds corners in five-fold resolution, and joins by edges
+IOU = (
+    0.95  # of regions of 400 px and more at tolerance 1; the lowest of these drawn ones has 0.954, their mean is 0.978
+)
 
 
 def iou(a: BoolArray, b: BoolArray) -> float:
@@ -91,10 +92,10 @@ def test_a_region_that_simplification_would_erase_keeps_its_form():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_pycocotools_fills_our_polygons_with_their_holes(seed: int):
+def test_pycocotools_fills_exact_polygons_with_exactly_their_pixels(seed: int):
     index = blob_index(120, 160, seed)
     height, width = index.shape
     found = regions(index, min_area=50)
     for number, ring in enumerate(polygons(found), 1):
         theirs = coco.decode(coco.frPyObjects([ring.ravel().tolist()], height, width)).any(axis=2)
-        assert iou(theirs, found.number == number) > IOU_COCO
+        assert np.array_equal(theirs, found.number == number)
