@@ -20,7 +20,7 @@ from sccam.errors import DataError
 
 # A quoted text, or anything up to the end of its entry
 _SCALAR = r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s,\[\]{}"'][^,\[\]{}]*)"""
-_ENTRY = re.compile(rf"\s*(?:([0-9]{1, 6})\s*:\s+)?{_SCALAR}\s*(,|$)")
+_ENTRY = re.compile(rf"\s*(?:([0-9]{{1,6}})\s*:\s+)?{_SCALAR}\s*(?:,|$)")
 _BLOCK = re.compile(r"\s*(?:-|([0-9]{1,6})\s*:)\s+(.*)$")
 
 
