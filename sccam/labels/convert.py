@@ -262,8 +262,10 @@ def _check_out(source: Path, out: Path, to: str, overwrite: bool) -> None:
     if not target.folder and out.suffix.lower() != ".json":
         raise ConfigError(f"{to} is one file: {out} is no name for it", fix=f"write {out}.json")
     ours, theirs = out.resolve(), source.resolve()
-    beside_masks = (source / masks.LOG).is_file() and (out.name not in masks.HOLDS or ours.parent != theirs)
-    if ours == theirs or ours in theirs.parents or (theirs in ours.parents and not beside_masks):
+    inside = theirs in ours.parents
+    if inside and (source / masks.LOG).is_file():  # beside the masks of sccam infer there is room
+        inside = ours.relative_to(theirs).parts[0] in masks.HOLDS
+    if inside or ours == theirs or ours in theirs.parents:
         raise ConfigError(
             f"the output {out} and the input {source} lie in each other", fix="write to a folder of its own"
         )
