@@ -6,7 +6,8 @@ BIN := .venv/bin
 READY := .venv/ready
 READY_DEV := .venv/ready-dev
 BINDINGS := .venv/tensorrt-bindings
-LABEL_STUDIO := .venv/label-studio-sdk# apart: it pins an older numpy, and its brush module needs nothing else
+# apart from the environment: it pins an older numpy, and its brush module needs none of its dependencies
+LABEL_STUDIO := .venv/label-studio-sdk
 
 .PHONY: demo test check
 
