@@ -149,6 +149,10 @@ def infer(
     model: Annotated[Path, typer.Argument(help="A run, or a .safetensors, .onnx or .engine file of its segmenter.")],
     source: Annotated[str, typer.Argument(help="An image, a folder, a pattern, a .txt list, or - for standard input.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, overlays and the lists of results.")],
+    task: Annotated[str, typer.Option(help="segment, or pseudo-label: training labels by MODEL, a run.")] = "segment",
+    tags: Annotated[
+        Path | None, typer.Option(help="CSV or JSON of the tags for pseudo-label; predicted ones without it.")
+    ] = None,
     save: Annotated[
         list[str] | None, typer.Option(help="mask, overlay or scores; repeatable, mask by default.")
     ] = None,
@@ -158,6 +162,10 @@ def infer(
     tile: Annotated[int, typer.Option(min=0, help="Side [px] of tiles; 0: tiles for images above 4 Mpx.")] = 0,
     crf: Annotated[str | None, typer.Option(help="Refine masks with a dense CRF: psa, irn or deeplab.")] = None,
     backend: Annotated[str, typer.Option(help="auto, torch, onnxruntime or tensorrt.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    allow_fallback: Annotated[
+        bool, typer.Option("--allow-fallback", help="Run on the CPU where ONNX Runtime cannot use the GPU asked for.")
+    ] = False,
     batch: Annotated[int, typer.Option(min=0, help="Images a batch at most; 0 tries which number is fastest.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads to read and to write; 0 for the cores.")] = 0,
     shard: Annotated[
@@ -168,18 +176,25 @@ def infer(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Segments the images of SOURCE with MODEL; the same command again does only what is missing."""
+    """Segments or labels the images of SOURCE with MODEL; the same command again does only what is missing."""
     from dataclasses import asdict
 
-    from sccam.runtime.folder import checked_saves, predict_to
+    from sccam.runtime.folder import LabelJob, checked_saves, predict_to
     from sccam.runtime.network import open_network
+    from sccam.runtime.pseudo_labels import PseudoLabelJob, check_task
     from sccam.runtime.segmenter import SegmentJob, SegmentOptions, crf_of
     from sccam.runtime.sources import part_of, sources
     from sccam.stop import StopRequest
 
     options = SegmentOptions(tuple(scale or (1.0,)), flip, size, tile, crf_of(crf))
+    check_task(task, options, tags)
     saves, (found, out) = checked_saves(save or ("mask",)), part_of(sources(source), out, shard)
-    job = SegmentJob(open_network(model, "segmenter", backend), options)
+    job: LabelJob
+    if task == "segment":
+        network = open_network(model, "segmenter", backend, device=device, allow_fallback=allow_fallback)
+        job = SegmentJob(network, options)
+    else:
+        job = PseudoLabelJob(model, tags, backend, device=device, allow_fallback=allow_fallback)
     reporter = CountReporter(quiet=as_json)
     for note in job.notes():
         reporter.message(note)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +25,21 @@ class TaggedRow:
     id: str
     tags: tuple[str, ...]
     where: str  # file:line
+
+
+class FindsImage(Protocol):
+    """What tells the id of the image that a name means."""
+
+    def find(self, name: str, where: str) -> str:
+        """The id; `where` is the line that names it."""
+
+
+class AsWritten:
+    """Names of images that nobody has listed: the id is the name, with "/" between folders."""
+
+    def find(self, name: str, where: str) -> str:
+        """The id."""
+        return name.strip().replace("\\", "/").removeprefix("./")
 
 
 class Names:
@@ -65,6 +80,15 @@ def read_rows(
     if not files:
         return _rows_of_class_folders(image_root, images), image_root
     path = files[0]
+    return read_tag_file(path, names), path
+
+
+def read_tag_file(path: Path, names: FindsImage) -> list[TaggedRow]:
+    """The rows of a CSV or JSON file, each image once.
+
+    Raises:
+        DataError: the first thing that is wrong, with its line.
+    """
     rows = _rows_of_json(path, names) if path.suffix.lower() == ".json" else _rows_of_csv(path, names)
     if not rows:
         raise DataError("no image is listed", where=path, fix="add one line an image: its name and its tags")
@@ -78,10 +102,10 @@ def read_rows(
                 fix="put all tags of an image in one line",
             )
         first[row.id] = row.where
-    return rows, path
+    return rows
 
 
-def _rows_of_csv(path: Path, names: Names) -> list[TaggedRow]:
+def _rows_of_csv(path: Path, names: FindsImage) -> list[TaggedRow]:
     text = read_text(path)
     first_line = text.partition("\n")[0].strip()
     delimiter = next((mark for mark in ",;\t" if mark in first_line), ",")  # spreadsheets of some countries write ;
@@ -131,7 +155,7 @@ def _split_tags(cell: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def _rows_of_json(path: Path, names: Names) -> list[TaggedRow]:
+def _rows_of_json(path: Path, names: FindsImage) -> list[TaggedRow]:
     text = read_text(path)
     try:
         # Pairs, not a dict: of two equal keys a dict would drop the first in silence.

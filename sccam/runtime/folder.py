@@ -46,7 +46,9 @@ JPEG_QUALITY = 90  # of overlays
 class LabelJob(Job[Labelled], Protocol):
     """A job whose results are labels."""
 
-    classes: tuple[str, ...]
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Without background."""
 
     def plan(self) -> dict[str, Any]:
         """What decides the results, as plain values."""
@@ -180,7 +182,7 @@ class _Writing:
     """A job whose results are written; what it gives is the image's line."""
 
     def __init__(self, job: LabelJob, out: Path, save: Sequence[str]):
-        self.job, self.out, self.save = job, out, save
+        self.job, self.out, self.save, self.lanes = job, out, save, job.lanes
 
     def load(self, source: Source) -> Loaded:
         before = fingerprint(source.path)  # first: a change while it is read must not go unseen

@@ -13,10 +13,10 @@ import numpy as np
 from sccam.errors import NumericError, ResourceError, ShapeError
 from sccam.runtime.device import Device, MemoryFull
 from sccam.runtime.device_cupy import open_device
+from sccam.stages.cam import MAX_EPSILON
 from sccam.structures import FloatArray
 
 THREADS = 256  # of a block
-MAX_EPSILON = 1e-5  # added to the maximum; infer_cls.py
 MOST_VALUES = (1 << 31) - THREADS  # of the merged map: threads are counted in 32 bits
 
 

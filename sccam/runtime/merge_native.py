@@ -14,9 +14,9 @@ import numpy as np
 
 from sccam.errors import NumericError, ShapeError
 from sccam.runtime import native
+from sccam.stages.cam import MAX_EPSILON
 from sccam.structures import FloatArray
 
-MAX_EPSILON = 1e-5  # added to the maximum; stages/cam.py, which needs torch; a test compares the two
 CELLS_OF_A_THREAD = 1 << 18  # cells x scales for which another thread is started: it takes 25 us, they 40 [measured]
 
 

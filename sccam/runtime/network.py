@@ -19,10 +19,13 @@ import numpy as np
 
 from sccam.artifacts import Manifest, RunFolder, read_manifest
 from sccam.errors import ConfigError, ModelFileError
+from sccam.runtime.pool import worker_count
 from sccam.structures import ByteArray
 
 BACKENDS = {"torch": ".safetensors", "onnxruntime": ".onnx", "tensorrt": ".engine"}
 """Name -> suffix of the files that it runs."""
+
+MOST_LANES = 8  # each holds the activations of a batch
 
 Network = Callable[[ByteArray], Mapping[str, np.ndarray]]
 """images u8 [N H W 3] -> outputs by name."""
@@ -37,20 +40,31 @@ class OpenedNetwork:
         manifest: of the file: classes, mean colour, stride.
         backend: a name of `BACKENDS`.
         path: the file.
+        device: "cpu" or "cuda", where it really runs.
+        lanes: calls of `run` at a time that make the most of the machine.
     """
 
     run: Network
     manifest: Manifest
     backend: str
     path: Path
+    device: str = "cpu"
+    lanes: int = 1
 
     def line(self) -> str:
         """For a person: the file and what runs it."""
-        return f"{self.path} by {self.backend}"
+        return f"{self.path} by {self.backend} on {self.device}"
 
 
 def open_network(
-    model: Path | str, kind: str, backend: str = "auto", *, device: str = "auto", threads: int = 0
+    model: Path | str,
+    kind: str,
+    backend: str = "auto",
+    *,
+    device: str = "auto",
+    threads: int = 0,
+    features: bool = False,
+    allow_fallback: bool = False,
 ) -> OpenedNetwork:
     """The network of one kind of a run folder, or of a file.
 
@@ -58,15 +72,19 @@ def open_network(
         model: a run, or a .safetensors, .onnx or .engine file with its manifest beside it.
         kind: "cam_net", "affinity_net" or "segmenter".
         backend: "auto" or one of `BACKENDS`.
-        device: of torch: "auto", "cpu" or "cuda".
+        device: "auto", "cpu" or "cuda"; an engine always runs on a GPU.
         threads: of ONNX Runtime; 0 takes all cores.
+        features: an affinity network gives its `features` where it can, in place of `affinity`.
+        allow_fallback: run on the CPU where ONNX Runtime was asked for CUDA and cannot.
 
     Raises:
         ConfigError: an unknown backend, or one that does not run this kind of file.
         ModelFileError: no such file, or it is another kind of network.
         RunFolderError: the manifest is missing, or the file is not the one that it describes.
-        BackendUnavailable: a library is not installed.
+        BackendUnavailable: a library is not installed, or the device is not there.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"no device {device!r}", fix="choose from auto, cpu, cuda")
     if backend != "auto" and backend not in BACKENDS:
         raise ConfigError(f"no backend {backend!r}", fix=f"choose from auto, {', '.join(BACKENDS)}")
     path = _file_of(Path(model), kind, backend)
@@ -87,16 +105,25 @@ def open_network(
         compute = Compute.resolve(device, "auto")
         net, manifest = load_network(path, compute)
         _require(kind, manifest, path)
-        return OpenedNetwork(network_of(net, compute), manifest, name, path)
+        return OpenedNetwork(network_of(net, compute), manifest, name, path, compute.device)
     manifest = read_manifest(path)
     _require(kind, manifest, path)
     if name == "onnxruntime":
-        from sccam.runtime.network_onnxruntime import open_onnx
+        from sccam.runtime.network_onnxruntime import has_cuda, open_onnx
 
-        return OpenedNetwork(open_onnx(path, threads=threads), manifest, name, path)
+        threads = worker_count(threads)
+        lanes = min(threads, MOST_LANES)
+        if device != "cpu" and (device == "cuda" or has_cuda()):  # "auto" takes what works, and says which that is
+            fall = allow_fallback or device == "auto"
+            network = open_onnx(path, "cuda", features=features, threads=threads // lanes, allow_fallback=fall)
+        else:
+            network = open_onnx(path, features=features, threads=threads // lanes)
+        return OpenedNetwork(network, manifest, name, path, network.device, lanes if network.device == "cpu" else 1)
+    if device == "cpu":
+        raise ConfigError("an engine runs on a GPU", where=path, fix="leave --device out, or give the ONNX file")
     from sccam.runtime.network_tensorrt import open_engine
 
-    return OpenedNetwork(open_engine(path), manifest, name, path)
+    return OpenedNetwork(open_engine(path), manifest, name, path, "cuda")
 
 
 def _file_of(model: Path, kind: str, backend: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ INPUT = "image"
 CPU = "CPUExecutionProvider"
 MOST_BYTES = 2**31  # protobuf's own limit; a larger file would need external data
 
-OnnxNetwork = Callable[[ByteArray], dict[str, np.ndarray]]
-"""images u8 [N H W 3] -> outputs by name."""
+PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider"}
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}  # the default tries every algorithm for each new size: 0.6 s
 
 
 def read_onnx(path: Path) -> bytes:
@@ -52,23 +51,75 @@ def read_onnx(path: Path) -> bytes:
     return data
 
 
-def open_onnx(path: Path, providers: Sequence[str] = (CPU,), *, threads: int = 0) -> OnnxNetwork:
+def open_onnx(
+    path: Path, device: str = "cpu", *, threads: int = 0, features: bool = False, allow_fallback: bool = False
+) -> OnnxNetwork:
     """A function of images; the session lives as long as the function.
 
     Args:
         path: an ONNX file.
-        providers: execution providers, the wanted one first.
+        device: "cpu", or "cuda" for the provider of that name.
         threads: of the CPU provider; 0 takes all cores.
+        features: of an affinity network: see `cut_to_features`.
+        allow_fallback: run on the CPU where CUDA was asked for and does not work.
 
     Raises:
         ModelFileError: see `read_onnx`; or ONNX Runtime refuses the graph.
-        BackendUnavailable: onnxruntime is not installed, or gives another provider than the first one asked for.
+        BackendUnavailable: onnxruntime is not installed, or would run on another device than asked for.
     """
-    return session_of(read_onnx(path), providers, threads=threads, where=path)
+    data = read_onnx(path)
+    data = cut_to_features(data) if features else data
+    return session_of(data, device, threads=threads, where=path, allow_fallback=allow_fallback)
+
+
+def has_cuda() -> bool:
+    """Whether the installed ONNX Runtime was built with the CUDA provider; whether it works, only a session tells."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return PROVIDERS["cuda"] in onnxruntime.get_available_providers()
+
+
+def cut_to_features(data: bytes) -> bytes:
+    """An exported affinity network that ends with the `features` f32 [N D h w] from which its affinities are made.
+
+    On a CPU the kernel `affinity` makes them many times as fast as the graph, offset by offset. The features are what
+    the one Pad reads whose result is sliced; a graph without such a Pad is returned as it is.
+    """
+    import onnx
+
+    model = onnx.load_from_string(data)
+    graph = model.graph
+    readers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    pads = [node for node in graph.node if node.op_type == "Pad" and readers.get(node.output[0]) == {"Slice"}]
+    if len(pads) != 1:
+        return data
+    makers = {output: node for node in graph.node for output in node.output}
+    needed: set[int] = set()
+    pending = [pads[0].input[0]]
+    while pending:
+        node = makers.get(pending.pop())
+        if node is not None and id(node) not in needed:
+            needed.add(id(node))
+            pending += node.input
+    kept = [node for node in graph.node if id(node) in needed]
+    kept.append(onnx.helper.make_node("Cast", [pads[0].input[0]], ["features"], to=onnx.TensorProto.FLOAT))
+    read = {name for node in kept for name in node.input}
+    constants = [tensor for tensor in graph.initializer if tensor.name in read]
+    output = onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["N", "D", "h", "w"])
+    cut = onnx.helper.make_graph(kept, graph.name, graph.input, [output], constants)
+    result: bytes = onnx.helper.make_model(
+        cut, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions
+    ).SerializeToString()
+    return result
 
 
 def session_of(
-    data: bytes, providers: Sequence[str] = (CPU,), *, threads: int = 0, where: object = None
+    data: bytes, device: str = "cpu", *, threads: int = 0, where: object = None, allow_fallback: bool = False
 ) -> OnnxNetwork:
     """As `open_onnx`, for the bytes of a model that was checked or made here."""
     try:
@@ -78,24 +129,44 @@ def session_of(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
+    # Threads that spin between calls would take the cores from those that read, label and write.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = PROVIDERS[device]
+    providers: list[Any] = [(wanted, CUDA_OPTIONS), CPU] if device == "cuda" else [CPU]
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=list(providers))
+        session = onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # its classes are private
         raise ModelFileError(f"ONNX Runtime {onnxruntime.__version__} refuses it: {error}", where=where) from error
-    used = session.get_providers()
-    if used[0] != providers[0]:
+    used = session.get_providers()[0]
+    if used != wanted and not allow_fallback:
         raise BackendUnavailable(
-            f"{providers[0]} was asked for, {used[0]} would run",
+            f"{wanted} was asked for, {used} would run",
             where=where,
             why="the installed onnxruntime has no such provider, or its libraries are missing",
-            fix="install onnxruntime-gpu without onnxruntime beside it, or ask for the CPU",
+            fix="install onnxruntime-gpu without onnxruntime beside it; or ask for the CPU, or --allow-fallback",
         )
-    names = [output.name for output in session.get_outputs()]
+    return OnnxNetwork(session, "cpu" if used == CPU else device)
 
-    def network(images: ByteArray) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, {INPUT: np.ascontiguousarray(images)}), strict=True))
 
-    return network
+class OnnxNetwork:
+    """images u8 [N H W 3] -> outputs by name.
+
+    Input and outputs are bound, so that a GPU's copies go straight between its memory and the arrays.
+    """
+
+    def __init__(self, session: Any, device: str):
+        self.device = device  # that really runs it
+        self._session = session
+        self._names = [output.name for output in session.get_outputs()]
+
+    def __call__(self, images: ByteArray) -> dict[str, np.ndarray]:
+        """The outputs, on the CPU; may be called from several threads at a time."""
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(INPUT, np.ascontiguousarray(images))
+        for name in self._names:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._names, binding.copy_outputs_to_cpu(), strict=True))
 
 
 def runtime_name(provider: str = CPU) -> str:

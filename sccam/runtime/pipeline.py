@@ -1,8 +1,11 @@
 """Any number of images through three steps that overlap: read, network, finish. Never stopped by a bad image.
 
     read threads          load(source)           decode, resize, pad; a read that hangs is given up
-    the calling thread    run(group)             the network on a batch of images of the same shapes
+    network               run(group)             the network on a batch of images of the same shapes
     finish threads        finish(loaded, output) labels, CRF, files
+
+A GPU runs one batch at a time, from the calling thread. On a CPU a network is quickest for a folder with one core for
+each of several batches (`lanes`): their threads then finish their own images, too.
 
 Memory is that of the images on their way, whatever their number: every queue has a length. A batch that fails, for
 lack of memory or whatever else, is halved until only the guilty image is an error.
@@ -67,11 +70,15 @@ class Loaded:
 class Job(Protocol[Result_co]):
     """What is done with each image."""
 
+    @property
+    def lanes(self) -> int:
+        """Batches that `run` takes at a time."""
+
     def load(self, source: Source) -> Loaded:
         """Reads an image; on a read thread. An `SccamError` is an error of this image."""
 
     def run(self, group: Sequence[Loaded]) -> Sequence[Any]:
-        """The network on images of the same shapes, one output for each; never called twice at a time."""
+        """The network on images of the same shapes; for each an output, or its `SccamError`."""
 
     def finish(self, loaded: Loaded, output: Any) -> Result_co:
         """The result of one image; on a finish thread. An `SccamError` is an error of this image."""
@@ -97,43 +104,53 @@ def stream(job: Job[Result], found: Iterable[Source], *, batch: int = 0, threads
     Raises:
         ResourceError: from `finish`: the disk is full, so no later image would fare better.
     """
-    threads, sizes = worker_count(threads), BatchSizes(batch)
-    ending: deque[tuple[Loaded, Future[Result]]] = deque()
+    threads, sizes, lanes = worker_count(threads), BatchSizes(batch), job.lanes
+    ending: deque[Future[list[Done[Result]]]] = deque()
 
-    def ended(most: int) -> Iterator[Done[Result]]:
-        while len(ending) > most:
-            loaded, future = ending.popleft()
-            try:
-                yield Done(loaded, loaded.source, future.result(), None)
-            except ResourceError:
-                raise
-            except SccamError as error:
-                yield Done(loaded, loaded.source, None, error)
-            except (OSError, MemoryError) as error:  # such as a name that is too long for the file system
-                wrong = ResourceError(f"its result cannot be made or written: {error}", where=loaded.source.path)
-                yield Done(loaded, loaded.source, None, wrong)
+    def finish(part: list[Loaded], outputs: Sequence[Any], error: SccamError | None) -> list[Done[Result]]:
+        if error is not None:
+            return [Done(part[0], part[0].source, None, error)]
+        return [_finished(job, loaded, output) for loaded, output in zip(part, outputs, strict=True)]
 
-    def finish(loaded: Loaded, output: Any) -> Result:
-        if isinstance(output, SccamError):  # of this image alone, known only after its batch had run
-            raise output
-        return job.finish(loaded, output)
+    def run_and_finish(group: list[Loaded]) -> list[Done[Result]]:
+        return [done for ran in _run(job, group, sizes) for done in finish(*ran)]
 
-    with ThreadPoolExecutor(threads) as finishers:
+    with ThreadPoolExecutor(threads if lanes == 1 else lanes, "sccam-finish") as pool:
         try:
             for group in _grouped(_read_ahead(job.load, found, threads), sizes):
                 if isinstance(group, Done):
                     yield group
                     continue
-                for part, outputs, error in _run(job, group, sizes):
-                    if error is not None:
-                        yield Done(part[0], part[0].source, None, error)
-                    for loaded, output in zip(part, outputs, strict=False):
-                        ending.append((loaded, finishers.submit(finish, loaded, output)))
-                yield from ended(max(AHEAD * threads, len(group)))
-            yield from ended(0)
+                if lanes > 1:
+                    ending.append(pool.submit(run_and_finish, group))
+                else:
+                    for part, outputs, error in _run(job, group, sizes):
+                        if error is not None:
+                            ending.append(pool.submit(finish, part, outputs, error))
+                        for n, output in enumerate(outputs):
+                            ending.append(pool.submit(finish, [part[n]], [output], None))
+                most = AHEAD * lanes if lanes > 1 else max(AHEAD * threads, len(group))
+                while len(ending) > most:
+                    yield from ending.popleft().result()
+            while ending:
+                yield from ending.popleft().result()
         finally:
-            for _, future in ending:
+            for future in ending:
                 future.cancel()
+
+
+def _finished(job: Job[Result], loaded: Loaded, output: Any) -> Done[Result]:
+    try:
+        if isinstance(output, SccamError):  # of this image alone, known only after its batch had run
+            raise output
+        return Done(loaded, loaded.source, job.finish(loaded, output), None)
+    except ResourceError:
+        raise
+    except SccamError as error:
+        return Done(loaded, loaded.source, None, error)
+    except (OSError, MemoryError) as error:  # such as a name that is too long for the file system
+        wrong = ResourceError(f"its result cannot be made or written: {error}", where=loaded.source.path)
+        return Done(loaded, loaded.source, None, wrong)
 
 
 class BatchSizes:
@@ -145,6 +162,7 @@ class BatchSizes:
     def __init__(self, fixed: int = 0):
         self.fixed = fixed
         self._kinds: dict[Hashable, _Size] = {}
+        self._lock = threading.Lock()
 
     def of(self, loaded: Loaded) -> int:
         """Images a batch for images like this one."""
@@ -153,7 +171,10 @@ class BatchSizes:
 
     def ran(self, loaded: Loaded, images: int, seconds: float) -> None:
         """A batch of so many images like this one took so long."""
-        size = self._kinds[loaded.shapes]
+        with self._lock:
+            self._ran(self._kinds[loaded.shapes], loaded.pixels, images, seconds)
+
+    def _ran(self, size: _Size, pixels: int, images: int, seconds: float) -> None:
         if self.fixed or size.settled or images != size.now:
             return
         size.times.append(seconds / images)
@@ -162,15 +183,16 @@ class BatchSizes:
         now, size.times = min(size.times), []
         if size.before and size.before < GAIN * now:  # no longer worth it
             size.now, size.settled = max(1, size.now // 2), True
-        elif 2 * size.now > size.most or 2 * size.now * loaded.pixels > BATCH_PIXELS:
+        elif 2 * size.now > size.most or 2 * size.now * pixels > BATCH_PIXELS:
             size.settled = True
         else:
             size.before, size.now = now, 2 * size.now
 
     def failed(self, loaded: Loaded, images: int) -> None:
         """A batch of so many was too much; larger ones are not tried again."""
-        size = self._kinds[loaded.shapes]
-        size.most = max(1, min(size.most, images // 2))
+        with self._lock:
+            size = self._kinds[loaded.shapes]
+            size.most = max(1, min(size.most, images // 2))
 
 
 @dataclass(slots=True)

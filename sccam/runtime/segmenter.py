@@ -114,6 +114,7 @@ class SegmentJob:
     def __init__(self, network: OpenedNetwork, options: SegmentOptions = SegmentOptions()):
         self.network, self.options = network, options
         self.classes = network.manifest.classes
+        self.lanes = network.lanes
         self._multiple = int(network.manifest.made_from.get("pad_multiple", PAD_MULTIPLE))
         self._gives_labels = any(output.name == "labels" for output in network.manifest.outputs)
         if self._gives_labels and not options.plain:

@@ -18,20 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from sccam.data.transforms import resize
 from sccam.errors import ConfigError
 from sccam.structures import ActivationMap, ByteArray, FloatArray, IntArray
 
+if TYPE_CHECKING:  # torch is loaded where maps are merged: settings and sizes do without
+    from torch import Tensor
+
 MAX_EPSILON = 1e-5  # added to the maximum; infer_cls.py
 
-ScoreViews = Callable[[ByteArray, IntArray], Tensor]
+ScoreViews = Callable[[ByteArray, IntArray], "Tensor"]
 """(views u8 [V H W 3], classes [P]) -> rectified maps [V P h w]."""
 
 
@@ -64,6 +64,9 @@ def merge_maps(views: Sequence[FloatArray], grid: tuple[int, int], *, flip: bool
         grid: (h, w) of the result.
         flip: whether there is a mirror image, so that V is 2 and not 1.
     """
+    import torch
+    from torch.nn.functional import interpolate
+
     total = torch.zeros(views[0].shape[1], *grid)
     for maps in map(torch.from_numpy, views):
         merged = maps[0] + maps[1].flip(-1) if flip else maps[0]

@@ -11,8 +11,6 @@ from sccam.runtime import crf_cupy, crf_layout, walk_cupy
 from sccam.runtime.affinity_cupy import OFFSETS
 from sccam.runtime.crf_lattice import FULL_FLAG, KEY_BITS, OVERFLOW_FLAG, shift
 from sccam.runtime.device import KERNELS
-from sccam.runtime.merge_cupy import MAX_EPSILON
-from sccam.stages import cam
 from sccam.stages.affinity_labels import neighbour_offsets
 from tests.runtime.cuda_shim.compile import by_nvcc, by_nvrtc, find_nvrtc, has_nvcc, resources
 from tests.runtime.cuda_shim.device import kernel_names
@@ -92,10 +90,6 @@ def test_sources_are_plain_and_complete(source):
     text = source.read_bytes()
     assert text.isascii()
     assert b"#include" not in text
-
-
-def test_the_merge_adds_the_same_epsilon_as_the_paper_form():
-    assert MAX_EPSILON == cam.MAX_EPSILON
 
 
 @pytest.mark.parametrize("dimensions", [2, 5])

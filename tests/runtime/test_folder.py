@@ -26,7 +26,8 @@ from sccam.errors import ConfigError, ImageError, NumericError, ResourceError, R
 from sccam.runtime import folder as folder_module
 from sccam.runtime import pipeline
 from sccam.runtime.folder import checked_saves, predict, predict_to
-from sccam.runtime.network import OpenedNetwork
+from sccam.runtime.network import OpenedNetwork, open_network
+from sccam.runtime.network_onnxruntime import has_cuda
 from sccam.runtime.segmenter import SegmentJob, SegmentOptions, crf_of
 from sccam.runtime.sources import Source, sources
 from sccam.runtime.tiling import windows
@@ -434,6 +435,17 @@ def test_the_command_writes_masks_and_ends_with_5_where_some_files_failed(model,
     done = infer(model, images, "-o", tmp_path / "out", "--json")
     assert done.returncode == 5 and json.loads(done.stdout)["failed"] == 1
     assert json.loads(done.stdout)["skipped"] == 12
+
+
+def test_a_gpu_that_is_asked_for_and_does_not_work_is_an_error_unless_the_cpu_is_allowed(model, images, tmp_path):
+    if has_cuda():
+        pytest.skip("this ONNX Runtime has CUDA")
+    done = infer(model, images, "-o", tmp_path / "out", "--device", "cuda")
+    assert done.returncode == 4 and "CUDAExecutionProvider was asked for, CPUExecutionProvider would run" in done.stderr
+    done = infer(model, images, "-o", tmp_path / "out", "--device", "cuda", "--allow-fallback")
+    assert done.returncode == 0 and "by onnxruntime on cpu" in done.stderr
+    with pytest.raises(ConfigError, match="no device"):
+        open_network(model, "segmenter", device="tpu")
 
 
 def test_running_an_onnx_file_loads_no_torch(model, images, tmp_path):

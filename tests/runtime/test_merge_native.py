@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sccam.errors import NumericError, ShapeError
-from sccam.runtime import merge_native, native
+from sccam.runtime import native
 from sccam.runtime.merge_native import merge_maps
 from sccam.stages import cam
 
@@ -78,10 +78,6 @@ def test_a_map_of_one_cell_becomes_one_everywhere_but_for_the_epsilon(height, in
         [np.full((1, 1, 1, 1), 2, np.float32)], (height, 500), flip=False, instruction_set=instruction_set
     )
     assert found == pytest.approx(2 / (2 + cam.MAX_EPSILON), abs=ROUNDING)
-
-
-def test_the_epsilon_is_the_one_of_the_paper_form():
-    assert merge_native.MAX_EPSILON == cam.MAX_EPSILON
 
 
 def test_the_stage_takes_it_and_gives_the_same_maps():
