@@ -6,6 +6,8 @@ BIN := .venv/bin
 READY := .venv/ready
 READY_DEV := .venv/ready-dev
 BINDINGS := .venv/tensorrt-bindings
+# apart from the environment: it pins an older numpy, and its brush module needs none of its dependencies
+LABEL_STUDIO := .venv/label-studio-sdk
 
 .PHONY: demo test check
 
@@ -36,4 +38,6 @@ $(READY_DEV): $(READY)
 	@for version in 10.16.1.11 11.4.0.106; do $(BIN)/python -m pip install --quiet --no-deps --upgrade \
 		--target $(BINDINGS)/$${version%%.*} tensorrt_cu13_bindings==$$version \
 		|| echo "no TensorRT $$version bindings for this machine: their test will be skipped"; done
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(LABEL_STUDIO) label-studio-sdk==2.1.2 \
+		|| echo "no label-studio-sdk for this machine: its test will be skipped"
 	@touch $@

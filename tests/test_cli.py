@@ -62,7 +62,9 @@ def test_help_loads_no_heavy_library():
     assert not loaded & {"torch", "torchvision", "timm", "sklearn", "scipy", "numpy", "PIL"}
 
 
-@pytest.mark.parametrize("command", [["train"], ["eval"], ["data"], ["data", "sample"], ["version"]])
+@pytest.mark.parametrize(
+    "command", [["train"], ["eval"], ["data"], ["data", "sample"], ["labels", "convert"], ["version"]]
+)
 def test_every_command_has_help(sccam: Cli, command: list[str]):
     code, out, _ = sccam(*command, "--help")
     assert code == 0 and "Usage" in out
