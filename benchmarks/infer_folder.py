@@ -108,7 +108,7 @@ class Partly:
     """A job of which some steps do nothing."""
 
     def __init__(self, job: SegmentJob, load: Callable[[Source], Loaded], run: Callable[[Sequence[Loaded]], Any]):
-        self.lanes, self.load, self.run = job.lanes, load, run
+        self.lanes, self.batch_pixels, self.load, self.run = job.lanes, job.batch_pixels, load, run
 
     def finish(self, loaded: Loaded, output: Any) -> bool:
         """Nothing."""

@@ -154,7 +154,8 @@ def infer(
         Path | None, typer.Option(help="CSV or JSON of the tags for pseudo-label; predicted ones without it.")
     ] = None,
     save: Annotated[
-        list[str] | None, typer.Option(help="mask, overlay or scores; repeatable, mask by default.")
+        list[str] | None,
+        typer.Option(help="mask, overlay, scores, coco, yolo, labelstudio or voc; repeatable, mask by default."),
     ] = None,
     scale: Annotated[list[float] | None, typer.Option(help="Scale of a view; repeatable, views are averaged.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image of every view.")] = False,

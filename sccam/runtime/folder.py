@@ -3,6 +3,7 @@
     OUT/masks/NAME.png        palette PNG: 0 background, c + 1 class c; labelmap.txt names them
     OUT/overlays/NAME.jpg     where asked for
     OUT/scores/NAME.npz       where asked for: probabilities as fp16 on the network's grid
+    OUT/coco.json  OUT/yolo/  OUT/labelstudio.json  OUT/voc/      where asked for, of all masks, at the end of a run
     OUT/predictions.jsonl     one line an image, written after its files have their names: also what a resumed run skips
     OUT/errors.jsonl          one line for each image that failed in the last run; the next run tries it again
     OUT/infer.json            model and options; another model or option in the same folder is refused
@@ -32,13 +33,15 @@ from PIL import Image
 from sccam.artifacts import RunFolder, read_json, replacing, write_arrays, write_json
 from sccam.data.masks import coloured, write_labelmap, write_mask
 from sccam.errors import ConfigError, Interrupted, RunFolderError, SccamError
+from sccam.labels.convert import write_formats
 from sccam.runtime.pipeline import Job, Loaded, stream
 from sccam.runtime.segmenter import Labelled
 from sccam.runtime.sources import Source, fingerprint
 from sccam.structures import ByteArray
 
 SCHEMA = 2  # of infer.json
-SAVES = ("mask", "overlay", "scores")
+CONVERTED = ("coco", "yolo", "labelstudio", "voc")  # made of the masks when all are there
+SAVES = ("mask", "overlay", "scores", *CONVERTED)
 FOLDERS = {"mask": "masks", "overlay": "overlays", "scores": "scores"}
 JPEG_QUALITY = 90  # of overlays
 
@@ -88,7 +91,7 @@ class Summary:
 
 
 def checked_saves(save: Sequence[str]) -> tuple[str, ...]:
-    """Names of outputs, each once.
+    """Names of outputs, each once; the formats that are made of masks need the masks.
 
     Raises:
         ConfigError: an unknown one.
@@ -96,7 +99,7 @@ def checked_saves(save: Sequence[str]) -> tuple[str, ...]:
     for name in save:
         if name not in SAVES:
             raise ConfigError(f"nothing is saved as {name!r}", fix=f"choose from {', '.join(SAVES)}")
-    return tuple(dict.fromkeys(save))
+    return tuple(dict.fromkeys([*(["mask"] if set(save) & set(CONVERTED) else []), *save]))
 
 
 def predict(job: LabelJob, found: Iterable[Source], *, batch: int = 0, threads: int = 0) -> Iterator[Prediction]:
@@ -171,6 +174,7 @@ def predict_to(
                         on_progress(done, failed)
             except KeyboardInterrupt:
                 raise Interrupted("interrupted", where=out, fix="the same command goes on where it stopped") from None
+        write_formats(folder.path, [name for name in save if name in CONVERTED])
         mean = {step: round(ms / done, 1) for step, ms in spent.items()}
         summary = Summary(done, skipped, failed, round(time.monotonic() - started, 3), mean)
         write_json(folder / "summary.json", {**asdict(summary), **job.plan()})
@@ -182,7 +186,8 @@ class _Writing:
     """A job whose results are written; what it gives is the image's line."""
 
     def __init__(self, job: LabelJob, out: Path, save: Sequence[str]):
-        self.job, self.out, self.save, self.lanes = job, out, save, job.lanes
+        self.job, self.out, self.save = job, out, save
+        self.lanes, self.batch_pixels = job.lanes, job.batch_pixels
 
     def load(self, source: Source) -> Loaded:
         before = fingerprint(source.path)  # first: a change while it is read must not go unseen
@@ -243,8 +248,10 @@ def _prepare(out: Path, job: LabelJob, save: Sequence[str], overwrite: bool) -> 
         )
     (out / "predictions.jsonl").unlink(missing_ok=True)
     if path.exists():  # infer.json says that what lies in them is ours
-        for kind in FOLDERS.values():
+        for kind in (*FOLDERS.values(), "yolo", "voc"):
             shutil.rmtree(out / kind, ignore_errors=True)
+        for name in ("coco.json", "labelstudio.json", "labelstudio.xml"):
+            (out / name).unlink(missing_ok=True)
     write_labelmap(out / "labelmap.txt", job.classes)
     write_json(path, plan)
 

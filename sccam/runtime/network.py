@@ -25,6 +25,7 @@ from sccam.structures import ByteArray
 BACKENDS = {"torch": ".safetensors", "onnxruntime": ".onnx", "tensorrt": ".engine"}
 """Name -> suffix of the files that it runs."""
 
+BATCH_PIXELS = {"cpu": 1 << 20, "cuda": 8 << 20}  # four and thirty-two images of 512 x 512
 MOST_LANES = 8  # each holds the activations of a batch
 
 Network = Callable[[ByteArray], Mapping[str, np.ndarray]]
@@ -50,6 +51,11 @@ class OpenedNetwork:
     path: Path
     device: str = "cpu"
     lanes: int = 1
+
+    @property
+    def batch_pixels(self) -> int:
+        """[px] of a batch at most: a CPU gains nothing by more, and its memory holds what each lane needs."""
+        return BATCH_PIXELS[self.device.partition(":")[0]]
 
     def line(self) -> str:
         """For a person: the file and what runs it."""

@@ -28,8 +28,7 @@ from sccam.structures import ByteArray
 
 AHEAD = 2  # images that each read thread is ahead, and batches a lane that are not finished yet
 FINISHERS = 2  # threads for each that reads: half of them wait for the disk
-BATCH_PIXELS = 8 << 20  # [px] of network input a batch at most
-WAITING_PIXELS = 2 * BATCH_PIXELS  # [px] of images that wait for others of their shapes
+WAITING_PIXELS = 16 << 20  # [px] of images that wait for others of their shapes
 READ_SECONDS = 60.0  # after which a read that hangs is an error of its image
 TRIES = 2  # runs of a batch size before its speed is known: the first one also makes room
 GAIN = 1.1  # a batch twice as large must be this much faster an image to stay
@@ -74,6 +73,10 @@ class Job(Protocol[Result_co]):
     def lanes(self) -> int:
         """Batches that `run` takes at a time."""
 
+    @property
+    def batch_pixels(self) -> int:
+        """[px] of network input that a batch has at most, unless one image has more."""
+
     def load(self, source: Source) -> Loaded:
         """Reads an image; on a read thread. An `SccamError` is an error of this image."""
 
@@ -104,7 +107,7 @@ def stream(job: Job[Result], found: Iterable[Source], *, batch: int = 0, threads
     Raises:
         ResourceError: from `finish`: the disk is full, so no later image would fare better.
     """
-    threads, sizes, lanes = worker_count(threads), BatchSizes(batch), job.lanes
+    threads, sizes, lanes = worker_count(threads), BatchSizes(batch, job.batch_pixels), job.lanes
     ending: deque[Future[list[Future[Done[Result]]]]] = deque()
 
     def run(group: list[Loaded]) -> list[Future[Done[Result]]]:
@@ -154,15 +157,15 @@ class BatchSizes:
     With no number given, sizes are doubled from 1 while that makes an image faster; measured on the work itself.
     """
 
-    def __init__(self, fixed: int = 0):
-        self.fixed = fixed
+    def __init__(self, fixed: int, batch_pixels: int):
+        self.fixed, self.batch_pixels = fixed, batch_pixels
         self._kinds: dict[Hashable, _Size] = {}
         self._lock = threading.Lock()
 
     def of(self, loaded: Loaded) -> int:
         """Images a batch for images like this one."""
         size = self._kinds.setdefault(loaded.shapes, _Size(self.fixed or 1))
-        return max(1, min(size.now, size.most, BATCH_PIXELS // max(1, loaded.pixels)))
+        return max(1, min(size.now, size.most, self.batch_pixels // max(1, loaded.pixels)))
 
     def ran(self, loaded: Loaded, images: int, seconds: float) -> None:
         """A batch of so many images like this one took so long."""
@@ -178,7 +181,7 @@ class BatchSizes:
         now, size.times = min(size.times), []
         if size.before and size.before < GAIN * now:  # no longer worth it
             size.now, size.settled = max(1, size.now // 2), True
-        elif 2 * size.now > size.most or 2 * size.now * pixels > BATCH_PIXELS:
+        elif 2 * size.now > size.most or 2 * size.now * pixels > self.batch_pixels:
             size.settled = True
         else:
             size.before, size.now = now, 2 * size.now

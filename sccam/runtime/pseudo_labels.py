@@ -154,6 +154,7 @@ class PseudoLabelJob:
         self.affinity_net = open_network(folder, "affinity_net", backend, **options, features=features)
         self.classes = self.cam_net.manifest.classes
         self.lanes = min(self.cam_net.lanes, self.affinity_net.lanes)
+        self.batch_pixels = self.cam_net.batch_pixels
         self.tags = None if tags is None else Tags(tags, self.classes)
         self._offsets = neighbour_offsets(self.recipe.radius)
         self._kernel = {work: _alone(self.kernels.function(work)) for work in KERNELS}

@@ -115,6 +115,7 @@ class SegmentJob:
         self.network, self.options = network, options
         self.classes = network.manifest.classes
         self.lanes = network.lanes
+        self.batch_pixels = network.batch_pixels
         self._multiple = int(network.manifest.made_from.get("pad_multiple", PAD_MULTIPLE))
         self._gives_labels = any(output.name == "labels" for output in network.manifest.outputs)
         if self._gives_labels and not options.plain:

@@ -335,6 +335,22 @@ def test_scores_are_stored_on_the_grid_and_sum_to_one(segmenter, images, tmp_pat
         assert (labels == read_mask(tmp_path / "out" / line["mask"])).mean() > 0.98
 
 
+def test_formats_of_labelling_tools_are_written_at_the_end_and_go_with_another_model(segmenter, images, tmp_path):
+    out = tmp_path / "out"
+    predict_to(segmenter, sources(images), out, ("coco", "yolo", "labelstudio", "voc"))
+    coco = json.loads((out / "coco.json").read_text())
+    assert len(coco["images"]) == 12 and [c["name"] for c in coco["categories"]] == list(CLASSES)
+    assert len(json.loads((out / "labelstudio.json").read_text())) == 12 and (out / "labelstudio.xml").is_file()
+    assert (
+        len(list((out / "yolo").rglob("[0-9]*.txt"))) == len(list((out / "voc/SegmentationClass").rglob("*.png"))) == 12
+    )
+    some = list(sources(images))[:5]
+    predict_to(job_of(sha256="1" * 64), some, out, overwrite=True)
+    assert not any(
+        (out / name).exists() for name in ("coco.json", "yolo", "labelstudio.json", "labelstudio.xml", "voc")
+    )
+
+
 def test_an_image_that_has_changed_is_done_again(segmenter, images, tmp_path):
     predict_to(segmenter, sources(images), tmp_path / "out")
     changed = images / "a/0.png"
@@ -364,7 +380,7 @@ def test_a_read_that_hangs_is_given_up_and_the_rest_goes_on(segmenter, images, m
 def test_batches_grow_while_that_makes_images_faster_and_stay_small_after_a_lack_of_memory():
     def settled(seconds_of: Any) -> int:
         one = np.zeros((1, 64, 64, 3), np.uint8)
-        sizes, image = pipeline.BatchSizes(), pipeline.Loaded(Source(Path(), ""), one[0], (one,))
+        sizes, image = pipeline.BatchSizes(0, 8 << 20), pipeline.Loaded(Source(Path(), ""), one[0], (one,))
         for _ in range(60):
             n = sizes.of(image)
             try:
