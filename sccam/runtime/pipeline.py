@@ -21,6 +21,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from threadpoolctl import threadpool_limits
+
 from sccam.errors import ImageError, ResourceError, SccamError, ShapeError
 from sccam.runtime.pool import worker_count
 from sccam.runtime.sources import Source
@@ -101,13 +103,14 @@ def stream(job: Job[Result], found: Iterable[Source], *, batch: int = 0, threads
     """Every image, done or failed; in the order in which batches are done.
 
     Args:
-        batch: images a batch; 0 tries which number is fastest.
+        batch: images a batch; 0 tries which number is fastest, where there is one lane.
         threads: that read, and `FINISHERS` times as many that finish; 0 for the cores.
 
     Raises:
         ResourceError: from `finish`: the disk is full, so no later image would fare better.
     """
-    threads, sizes, lanes = worker_count(threads), BatchSizes(batch, job.batch_pixels), job.lanes
+    threads, lanes = worker_count(threads), job.lanes
+    sizes = BatchSizes(batch or (1 if lanes > 1 else 0), job.batch_pixels)  # a core of its own is as quick with one
     ending: deque[Future[list[Future[Done[Result]]]]] = deque()
 
     def run(group: list[Loaded]) -> list[Future[Done[Result]]]:
@@ -121,7 +124,12 @@ def stream(job: Job[Result], found: Iterable[Source], *, batch: int = 0, threads
         for future in ending.popleft().result():
             yield future.result()
 
-    with ThreadPoolExecutor(FINISHERS * threads) as finishers, ThreadPoolExecutor(lanes) as networks:
+    # One thread a BLAS call: images are on as many threads as there are cores, and those of a BLAS would spin there.
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(FINISHERS * threads) as finishers,
+        ThreadPoolExecutor(lanes) as networks,
+    ):
         try:
             for group in _grouped(_read_ahead(job.load, found, threads), sizes):
                 if isinstance(group, Done):
