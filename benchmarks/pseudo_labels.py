@@ -76,7 +76,7 @@ def main() -> None:
         judge=contestants[0].run, error=differing, limit=LIMIT, agreement=lambda a, b: 1 - differing(a, b),
     )  # fmt: skip
     before = json.loads(RESULT.read_text()) if RESULT.exists() else []
-    kept = [row for row in before if row["case"] != rows[0].case]
+    kept = [row for row in before if not row["case"].startswith(f"{arguments.name},")]
     write_json(RESULT, [*kept, *(asdict(row) for row in rows)])
     for row in rows:
         each = row.seconds.median / IMAGES
