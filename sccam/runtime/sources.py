@@ -162,11 +162,12 @@ def _listed(lines: Iterable[str], base: Path) -> Iterator[Source]:
 
 
 def _named(names: list[str]) -> Iterator[tuple[str, str]]:
-    """(name, name of its outputs): without suffix where that is unique."""
+    """(name, name of its outputs): without suffix where no other image's output could have that name, on file systems
+    that ignore case, too."""
     stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    counts = Counter(stems)
+    taken = Counter(stem.casefold() for stem in stems) + Counter(name.casefold() for name in names)
     for name, stem in zip(names, stems, strict=True):
-        yield name, stem if counts[stem] == 1 else name
+        yield name, stem if taken[stem.casefold()] == 1 else name
 
 
 def _chained(first: Source, rest: Iterator[Source]) -> Iterator[Source]:

@@ -183,20 +183,41 @@ def main() -> None:
 
             def synchronize(self) -> None: ...
 
+            def begin_capture(self) -> None:
+                captured.append("begun")
+
+            def end_capture(self) -> Any:
+                captured.append("ended")
+                return SimpleNamespace(launch=lambda stream: captured.append("launched"))
+
+        captured: list[str] = []
+
         class Array(np.ndarray):
             @property
             def data(self) -> Any:
                 return SimpleNamespace(ptr=self.ctypes.data)
 
+            def set(self, values: np.ndarray, stream: Stream) -> None:
+                self[:] = values
+
         arrays = SimpleNamespace(
-            cuda=SimpleNamespace(Stream=lambda non_blocking: Stream()),
+            cuda=SimpleNamespace(Stream=lambda non_blocking: Stream(), alloc=lambda size: SimpleNamespace(ptr=256)),
             asarray=lambda a: a.view(Array),
             empty=lambda shape, dtype: np.zeros(shape, dtype).view(Array),
             asnumpy=lambda a, stream: np.asarray(a),
         )
         network = open_engine(path, library=module, arrays=arrays, facts=facts)
-        found = network(np.zeros((1, 64, 64, 3), np.uint8))
-        assert found["maps"].shape == (1, 3, 4, 5) and found["maps"].dtype == np.float32
+        for _ in range(4):
+            found = network(np.zeros((1, 64, 64, 3), np.uint8))
+            assert found["maps"].shape == (1, 3, 4, 5) and found["maps"].dtype == np.float32
+        assert captured == ["begun", "ended", "launched", "launched"]
+
+        captured.clear()  # an engine that no graph takes
+        answers["IExecutionContext.execute_async_v3"] = lambda stream: captured[-1:] != ["begun"]
+        network = open_engine(path, library=module, arrays=arrays, facts=facts)
+        for _ in range(4):
+            assert network(np.zeros((1, 64, 64, 3), np.uint8))["maps"].shape == (1, 3, 4, 5)
+        assert captured == ["begun", "ended"]
     print(trt.__version__, *sorted(USED))
 
 

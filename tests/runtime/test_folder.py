@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +19,20 @@ from PIL import Image
 
 import sccam
 from sccam import cli
-from sccam.artifacts import Manifest, read_arrays
+from sccam.artifacts import read_arrays
 from sccam.data.masks import read_mask, write_mask
 from sccam.errors import ConfigError, ImageError, NumericError, ResourceError, RunFolderError, ShapeError
 from sccam.runtime import folder as folder_module
 from sccam.runtime import pipeline
 from sccam.runtime.folder import checked_saves, predict, predict_to
-from sccam.runtime.network import OpenedNetwork, open_network
+from sccam.runtime.network import open_network
 from sccam.runtime.network_onnxruntime import has_cuda
 from sccam.runtime.segmenter import SegmentJob, SegmentOptions, crf_of
 from sccam.runtime.sources import Source, sources
 from sccam.runtime.tiling import windows
 from sccam.runtime.upsampling import pixel_labels
 from sccam.stages.crf import PSA
-
-STRIDE = 8
-CLASSES = ("dark", "bright")
-
-
-def network(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Logits from brightness on a grid: background in the middle, dark and bright at the ends."""
-    n, height, width, _ = images.shape
-    grey = images.mean(axis=-1).reshape(n, height // STRIDE, STRIDE, width // STRIDE, STRIDE).mean(axis=(2, 4)) / 255
-    return {"logits": np.stack([0.3 + 0 * grey, 1 - 2 * grey, 2 * grey - 1], axis=1).astype(np.float32)}
-
-
-def manifest() -> Manifest:
-    return Manifest(
-        file="net.onnx", sha256="0" * 64, kind="segmenter", backbone="none", classes=CLASSES, mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5), stride=STRIDE, made_by="", made_from={"pad_multiple": 16}, backend="onnx",
-    )  # fmt: skip
-
-
-def job_of(run: Any = network, options: SegmentOptions | None = None, **changed: Any) -> SegmentJob:
-    opened = OpenedNetwork(run, replace(manifest(), **changed), "onnxruntime", Path("net.onnx"))
-    return SegmentJob(opened, options or SegmentOptions())
+from tests.runtime.formula import CLASSES, STRIDE, job_of, lines, manifest, network
 
 
 @pytest.fixture
@@ -72,10 +50,6 @@ def images(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.broadcast_to(ramp[None, :, None], (height, width, 3)).copy()).save(path)
     return tmp_path / "in"
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
 
 
 def test_every_image_gets_a_mask_of_its_size_and_a_line(segmenter, images, tmp_path):

@@ -32,6 +32,14 @@ def test_a_folder_gives_every_image_below_it_once_and_in_order(folder):
     ]  # fmt: skip
 
 
+def test_no_two_images_share_a_name_even_where_case_is_ignored(tmp_path):
+    for name in ("1.jpg", "1.png", "1.jpg.png", "A.jpg", "a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    found = names(tmp_path)
+    assert found == ["1.jpg", "1.jpg.png", "1.png", "A.jpg", "a.png", "b"]
+    assert len({name.casefold() for name in found}) == len(found)
+
+
 def test_a_file_a_pattern_a_list_and_standard_input(folder, tmp_path):
     assert names(folder / "2.JPEG") == ["2"]
     assert names(f"{folder}/*/1.jpg") == ["a/1", "b/1"]
