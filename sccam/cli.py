@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sccam import __version__
-from sccam.errors import SccamError
+from sccam.errors import ParityError, SccamError
 
 app = typer.Typer(
     help="From images with tags to a pixel-level segmenter (SC-CAM).",
@@ -216,24 +216,47 @@ def infer(
 @app.command()
 def bench(
     suites: Annotated[list[str] | None, typer.Argument(help="Suites to run; all by default.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds: to see that it works.")] = False,
     images: Annotated[Path | None, typer.Option(help="Folder of photographs; drawn ones by default.")] = None,
+    run: Annotated[Path | None, typer.Option(help="A finished run with exported files, for whole folders.")] = None,
+    tags: Annotated[Path | None, typer.Option(help="Tags of the photographs, for pseudo labels.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a row and nothing else.")] = False,
-    out: Annotated[Path | None, typer.Option(help="JSON file to put the rows in, in place of those suites'.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="JSON file; by default DEVICE-DATE.json in benchmarks/results or here, none if --quick."),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Times the fast kernels against the eager way, in pairs, and checks their results in the same run."""
-    from sccam.bench import SUITES, record, run_suites
+    """Times the runtime against the eager way, in pairs, and checks its results in the same run."""
+    from sccam.bench import OF_A_RUN, SUITES, Options, record, run_suites
+    from sccam.bench.machine import facts, file_name
 
-    rows = []
-    for table in run_suites(suites or SUITES, quick=quick, images=images):
-        rows += table
+    options = Options(quick, device, images, run, tags)
+    if not suites:
+        suites = [name for name in SUITES if name not in OF_A_RUN or (run and images and tags)]
+        if len(suites) < len(SUITES):
+            print("without --run, --images and --tags: not " + ", ".join(OF_A_RUN), file=sys.stderr)
+    results = Path("benchmarks/results")
+    if out is None and not quick:
+        out = (results if results.is_dir() else Path()) / file_name(device)
+    machine, wrong = facts(device), 0
+    if not as_json:
+        rates = machine["ceilings"]
+        print(f"{machine['device']}: {rates['gflops']:,.0f} GFLOP/s fp32, {rates['gflops_bf16']:,.0f} bf16, "
+              f"{rates['gbytes']:,.0f} GB/s")  # fmt: skip
+    for table in run_suites(suites, options):
+        wrong += sum(row.wrong for row in table)
         if as_json:
             print("\n".join(json.dumps(row.as_dict()) for row in table), flush=True)
         else:
             _print_results(table)
         if out is not None:  # after every table, so that an end before the last loses none
-            record(rows, out)
+            record(table, out, machine)
+    if out is not None and not as_json:
+        print(f"figures       {out}")
+    if wrong:
+        raise ParityError(f"{wrong} rows have results that differ from the reference by more than their limit")
 
 
 @data_app.command("sample")
@@ -428,7 +451,10 @@ def _print_results(table: list[Any]) -> None:
             row.row,
             f"{1e3 * row.seconds.median:.2f}",
             f"{1e3 * row.seconds.q1:.2f} to {1e3 * row.seconds.q3:.2f}",
-            f"{row.ratio:.1f}x",
+            f"{row.ratio:.1f}x" + ("" if row.goal is None else f" (goal {row.goal:g})"),
+            "" if row.strong_ratio is None else f"{row.strong_ratio:.1f}x",
+            "" if row.of_ceiling is None else f"{100 * row.of_ceiling:.0f} %",
+            "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
             "" if row.max_error is None else f"{row.max_error:.1e}" + (" WRONG" if row.wrong else ""),
             "" if row.agreement is None else f"{100 * row.agreement:.3f} %",
         ]
@@ -436,7 +462,9 @@ def _print_results(table: list[Any]) -> None:
     ]
     first = table[0]
     _print_table(
-        f"{first.suite}: {first.case}", ["way", "ms", "quartiles", "speed", "largest error", "same labels"], rows
+        f"{first.suite}: {first.case}",
+        ["way", "ms", "quartiles", "speed", "vs tuned", "of ceiling", "MB", "error", "same labels"],
+        rows,
     )
 
 

@@ -33,25 +33,25 @@ def dense_transition(affinity: AffinityField, config: WalkConfig) -> Tensor:
     return P / P.sum(dim=0, keepdim=True)
 
 
-def dense_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig) -> FloatArray:
+def dense_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig, device: str = "cpu") -> FloatArray:
     """M T^t by repeated squaring of a dense matrix; t is a power of two."""
-    T = dense_transition(affinity, config)
+    T = dense_transition(affinity, config).to(device)
     for _ in range(round(math.log2(config.steps))):
         T = T @ T
-    walked = torch.from_numpy(scores).flatten(1) @ T
-    return np.asarray(walked.reshape(scores.shape))
+    walked = torch.from_numpy(scores).to(device).flatten(1) @ T
+    return np.asarray(walked.reshape(scores.shape).cpu())
 
 
-def sparse_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig) -> FloatArray:
+def sparse_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig, device: str = "cpu") -> FloatArray:
     """t products with torch's sparse matrix: the honest alternative to squaring."""
     T = transition(affinity, config).T.tocsr()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that sparse matrices are in beta
-        gather = torch.sparse_csr_tensor(T.indptr, T.indices, T.data, T.shape)
-    state = torch.from_numpy(np.ascontiguousarray(scores.reshape(len(scores), -1).T))
+        gather = torch.sparse_csr_tensor(T.indptr, T.indices, T.data, T.shape, device=device)
+    state = torch.from_numpy(np.ascontiguousarray(scores.reshape(len(scores), -1).T)).to(device)
     for _ in range(config.steps):
         state = gather @ state
-    return np.ascontiguousarray(state.numpy().T).reshape(scores.shape)
+    return np.ascontiguousarray(state.cpu().numpy().T).reshape(scores.shape)
 
 
 def merge_all_classes(views: Sequence[Tensor], size: tuple[int, int]) -> FloatArray:
@@ -60,8 +60,8 @@ def merge_all_classes(views: Sequence[Tensor], size: tuple[int, int]) -> FloatAr
     Args:
         views: of each scale [2 channels h w]: the image's scores and its mirror image's.
     """
-    total = torch.zeros(views[0].shape[1], *size)
+    total = torch.zeros(views[0].shape[1], *size, device=views[0].device)
     for pair in views:
         full = interpolate(torch.relu(pair), size, mode="bilinear", align_corners=False)
         total += full[0] + full[1].flip(-1)
-    return np.asarray(total / (total.amax(dim=(1, 2), keepdim=True) + MAX_EPSILON))
+    return np.asarray((total / (total.amax(dim=(1, 2), keepdim=True) + MAX_EPSILON)).cpu())

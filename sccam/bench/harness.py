@@ -2,22 +2,22 @@
 
 A ratio is the median over rounds of (seconds of the baseline / seconds of the row), both taken seconds apart, so that
 what else the machine does hits both. A row whose result differs by more than its limit is reported as wrong, whatever
-its speed.
+its speed. The first contestant is the baseline, the eager way; where others are marked as strong, the fastest of them
+is what somebody gets who tunes PyTorch, and every row has a ratio to it, too.
 """
 
 from __future__ import annotations
 
-import os
-import platform
+import math
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sccam.bench.machine import PeakMemory, ceilings, waiter
 
 ROUNDS = 9  # after one round of warm-up
 QUICK_ROUNDS = 3
@@ -33,11 +33,37 @@ class Contestant:
         name: for the table.
         run: does the work on input n; inputs rotate, so that nothing is learned by heart.
         judged: what is compared of its result; None where only time counts.
+        strong: a tuned eager way.
+        goal: how many times as fast as the baseline it should be.
     """
 
     name: str
     run: Callable[[int], Any]
     judged: bool = True
+    strong: bool = False
+    goal: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one run does, and what it cannot do without.
+
+    Attributes:
+        images: that one run serves, for a rate.
+        gflop: operations of the best method known here, a multiplication with an addition counted as two; in 1e9.
+        gbyte: that must be read and written once; in 1e9.
+    """
+
+    images: float = 1.0
+    gflop: float | None = None
+    gbyte: float | None = None
+
+    def floor(self, device: str) -> float | None:
+        """[s] at the device's fp32 and copy rates; None where no work is told."""
+        if self.gflop is None and self.gbyte is None:
+            return None
+        rates = ceilings(device)
+        return max((self.gflop or 0.0) / rates["gflops"], (self.gbyte or 0.0) / rates["gbytes"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +83,20 @@ class Result:
     case: str
     row: str
     baseline: str
+    images: float  # a run
     seconds: Seconds
     ratio: float  # how many times as fast as the baseline
+    ratio_q1: float
+    ratio_q3: float
+    strong: str | None  # the fastest tuned eager way
+    strong_ratio: float | None  # how many times as fast as that
+    goal: float | None  # of the ratio
+    of_ceiling: float | None  # share of the fp32 or copy rate of the device, whichever binds
+    peak_mb: float | None  # that the first run added
     max_error: float | None  # against the judge; None for rows that are not judged
     agreement: float | None  # share of equal decisions, the lowest of the inputs; where the suite has one
     wrong: bool  # max_error is beyond its limit
-    device: str
-    commit: str
+    x: float | None  # what a scaling suite varies
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -77,11 +110,15 @@ def compare(
     *,
     inputs: int,
     quick: bool,
-    judge: Callable[[int], Any],
-    error: Callable[[Any, Any], float],
-    limit: float,
+    judge: Callable[[int], Any] | None,
+    error: Callable[[Any, Any], float] = lambda found, expected: 0.0,
+    limit: float = math.inf,
     agreement: Callable[[Any, Any], float] | None = None,
     every_input: bool = False,
+    work: Work = Work(),
+    device: str = "cpu",
+    x: float | None = None,
+    rounds: int = ROUNDS,
 ) -> list[Result]:
     """Times all contestants in turn; the first is the baseline.
 
@@ -89,21 +126,33 @@ def compare(
         suite, case: for the record.
         inputs: how many there are; round n takes input n modulo this.
         quick: fewer rounds.
-        judge: the exact result for input n.
+        judge: the exact result for input n; None where only time counts.
         error: of a result against the judge's.
         limit: largest error that is not wrong.
         agreement: share of equal decisions of a result and the judge's.
         every_input: judge all inputs, even where `quick`.
+        work: of one run.
+        device: that is waited for before a clock is read; events on it would say the same, for every run ends there.
+        x: what a scaling suite varies.
+        rounds: of timing, where not `quick`.
     """
-    errors: dict[str, float] = {}
-    agreements: dict[str, float] = {}
+    wait = waiter(device)
+    peaks: dict[str, float | None] = {}
     repeats: dict[str, int] = {}
-    for contestant in contestants:  # warm-up, and how long each takes
+    for contestant in contestants:  # warm-up, memory, and how long each takes
+        with PeakMemory(device) as peak:
+            contestant.run(0)
+            wait()
+        peaks[contestant.name] = peak.mb
         started = time.perf_counter()
         contestant.run(0)
+        wait()
         once = time.perf_counter() - started
         repeats[contestant.name] = max(1, min(MOST_REPEATS, int(SHORTEST / max(once, 1e-9))))
-    for n in range(min(inputs, 2) if quick and not every_input else inputs):
+    errors: dict[str, float] = {}
+    agreements: dict[str, float] = {}
+    for n in range(0 if judge is None else min(inputs, 2) if quick and not every_input else inputs):
+        assert judge is not None
         expected = judge(n)
         for contestant in contestants:
             if contestant.judged:
@@ -112,30 +161,45 @@ def compare(
                 if agreement is not None:
                     agreements[contestant.name] = min(agreements.get(contestant.name, 1.0), agreement(found, expected))
     times: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
-    for round_ in range(QUICK_ROUNDS if quick else ROUNDS):
+    for round_ in range(QUICK_ROUNDS if quick else rounds):
         for contestant in contestants:
             count = repeats[contestant.name]
+            wait()
             started = time.perf_counter()
             for k in range(count):
                 contestant.run((round_ + k) % inputs)
+            wait()
             times[contestant.name].append((time.perf_counter() - started) / count)
     base = contestants[0].name
-    return [
-        Result(
+    tuned = [c.name for c in contestants if c.strong]
+    strong = min(tuned, key=lambda name: statistics.median(times[name])) if tuned else None
+    floor = work.floor(device)
+
+    def result(contestant: Contestant) -> Result:
+        name = contestant.name
+        seconds, ratio = _spread(times[name]), _ratios(times[base], times[name])
+        return Result(
             suite=suite,
             case=case,
-            row=contestant.name,
+            row=name,
             baseline=base,
-            seconds=_spread(times[contestant.name]),
-            ratio=statistics.median(b / t for b, t in zip(times[base], times[contestant.name], strict=True)),
-            max_error=errors.get(contestant.name),
-            agreement=agreements.get(contestant.name),
-            wrong=errors.get(contestant.name, 0.0) > limit,
-            device=device_name(),
-            commit=commit(),
+            images=work.images,
+            seconds=seconds,
+            ratio=ratio.median,
+            ratio_q1=ratio.q1,
+            ratio_q3=ratio.q3,
+            strong=strong,
+            strong_ratio=None if strong is None else _ratios(times[strong], times[name]).median,
+            goal=contestant.goal,
+            of_ceiling=None if floor is None else round(floor / seconds.median, 4),
+            peak_mb=peaks[name],
+            max_error=errors.get(name),
+            agreement=agreements.get(name),
+            wrong=not errors.get(name, 0.0) <= limit,
+            x=x,
         )
-        for contestant in contestants
-    ]
+
+    return [result(contestant) for contestant in contestants]
 
 
 def largest_difference(found: Any, expected: Any) -> float:
@@ -146,35 +210,10 @@ def largest_difference(found: Any, expected: Any) -> float:
     return float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0))
 
 
-def device_name() -> str:
-    """The processor, and how many cores of it are used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{cores} cores of {model}"
+def _ratios(base: Sequence[float], row: Sequence[float]) -> Seconds:
+    return _spread([b / t for b, t in zip(base, row, strict=True)])
 
 
-def commit() -> str:
-    """The checkout's commit, marked where files differ from it; the version outside a checkout."""
-    from sccam import __version__
-
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return f"sccam {__version__}"
-    return done.stdout.strip()
-
-
-def _spread(times: list[float]) -> Seconds:
-    q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
+def _spread(values: Sequence[float]) -> Seconds:
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
     return Seconds(median, q1, q3)

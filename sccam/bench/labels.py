@@ -8,13 +8,14 @@ The eager way is the authors': every channel at every pixel, a dense matrix, one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from sccam.bench import eager
+from sccam.bench import Options, eager
+from sccam.bench.crf import library_crf
 from sccam.bench.harness import Contestant, Result, compare, largest_difference
 from sccam.bench.inputs import of_size
 from sccam.bench.merge import CLASSES, PRESENT, SIZE, STRIDE, grid_of, network_maps
@@ -26,25 +27,28 @@ from sccam.stages.walk import WalkConfig, background_score, pool_to_grid, upsamp
 from sccam.structures import AffinityField, ByteArray, FloatArray
 
 ALPHAS = (4.0, 32.0, 16.0)  # low, high, of the walk
+GOALS = {"native": 25.0}
 LIMIT = 1e-3  # the CRF sharpens what single precision leaves open in the maps
 
 Found = tuple[FloatArray, FloatArray, FloatArray]  # low and high posterior [P+1 H W], walked scores [P+1 H W]
 
 
-def run(*, quick: bool, images: Sequence[ByteArray]) -> Iterator[list[Result]]:
+def run(options: Options) -> Iterator[list[Result]]:
     """One table."""
-    if error := backends.missing("pydensecrf"):
-        raise error
-    photos = of_size(images, SIZE)[:3]
+    photos = of_size(options.images, SIZE)[:3]
     cases = [(photo, network_maps(n), drawn_case(grid_of(SIZE), 1, n)[1]) for n, photo in enumerate(photos)]
     rows = {"portable": Backends("portable", "portable", "portable", "portable", "sklearn")}
     if backends.missing("native") is None:
         rows["native"] = Backends("native", "native", "native", "native", "blas")
-    contestants = [Contestant("eager", lambda n: eager_labels(*cases[n]))]
-    contestants += [Contestant(name, _with(chosen, cases)) for name, chosen in rows.items()]
+    if options.device == "cuda" and backends.missing("cupy") is None:
+        rows["cupy"] = Backends("cupy", "cupy", "cupy", "cupy", "blas")
+    crf = library_crf()
+    way = "eager" if crf == "pydensecrf" else f"eager, but the CRF {crf}"
+    contestants = [Contestant(way, lambda n: eager_labels(*cases[n], crf=crf, device=options.device))]
+    contestants += [Contestant(name, _with(chosen, cases), goal=GOALS.get(name)) for name, chosen in rows.items()]
     yield compare(
-        "labels", "one image, 2 classes, networks apart", contestants, inputs=len(cases), quick=quick,
-        judge=contestants[0].run, error=largest_difference, limit=LIMIT,
+        "labels", "one image, 2 classes, networks apart", contestants, inputs=len(cases), quick=options.quick,
+        judge=contestants[0].run, error=largest_difference, limit=LIMIT, device=options.device,
     )  # fmt: skip
 
 
@@ -52,16 +56,18 @@ def _with(rows: Backends, cases: list[Any]) -> Callable[[int], Found]:
     return lambda n: labels_by(rows, *cases[n])
 
 
-def eager_labels(image: ByteArray, maps: list[FloatArray], affinity: AffinityField) -> Found:
+def eager_labels(
+    image: ByteArray, maps: list[FloatArray], affinity: AffinityField, crf: str = "pydensecrf", device: str = "cpu"
+) -> Found:
     """The authors' way."""
-    merged = eager.merge_all_classes([torch.from_numpy(view) for view in maps], SIZE)[:CLASSES]
-    crf = backends.row("crf", "pydensecrf")
+    merged = eager.merge_all_classes([torch.from_numpy(view).to(device) for view in maps], SIZE)[:CLASSES]
+    refine = backends.row("crf", crf)
     present = merged[list(PRESENT)]
-    posteriors = [crf([image], [[_with_background(present, alpha)]], PSA)[0][0] for alpha in ALPHAS[:2]]
+    posteriors = [refine([image], [[_with_background(present, alpha)]], PSA)[0][0] for alpha in ALPHAS[:2]]
     absent = np.zeros_like(merged)
     absent[list(PRESENT)] = present
     channels = pool_to_grid(np.concatenate([background_score(present, ALPHAS[2])[None], absent]), STRIDE)
-    walked = eager.dense_walk(channels, affinity, WalkConfig())
+    walked = eager.dense_walk(channels, affinity, WalkConfig(), device)
     full = torch.nn.functional.interpolate(
         torch.from_numpy(walked)[None], scale_factor=STRIDE, mode="bilinear", align_corners=False
     )[0, :, : SIZE[0], : SIZE[1]]

@@ -8,9 +8,10 @@ import numpy as np
 from scipy import sparse
 from scipy.ndimage import gaussian_filter
 
-from sccam.bench import eager
-from sccam.bench.harness import Contestant, Result, compare, largest_difference
+from sccam.bench import Options, eager
+from sccam.bench.harness import Contestant, Result, Work, compare, largest_difference
 from sccam.runtime import backends
+from sccam.runtime.walk_native import TOLERANCE, chebyshev_coefficients
 from sccam.stages.affinity_labels import neighbour_offsets
 from sccam.stages.walk import WalkConfig, pair_windows
 from sccam.structures import AffinityField, FloatArray
@@ -19,28 +20,36 @@ LIMIT = 1e-5  # of |difference| to 256 steps in double precision
 GRIDS = {"psa": (47, 63), "irn": (94, 125)}  # a 375 x 500 photo at stride 8 and 4
 CHANNELS = (21, 3)  # all VOC classes with background; the usual image: two present classes and background
 RADIUS = 5
+GOALS = {"native": 300.0, "cupy": 25.0}  # at the psa grid with 21 channels, against the dense matrix on the same device
 INPUTS = 3
 
 
-def run(*, quick: bool) -> Iterator[list[Result]]:
+def run(options: Options) -> Iterator[list[Result]]:
     """A table for each grid and number of channels."""
     for name, grid in GRIDS.items():
         for channels in CHANNELS:
             config = WalkConfig(beta=10.0 if name == "irn" else 8.0)
             cases = [drawn_case(grid, channels, seed) for seed in range(INPUTS)]
-            yield _compared(f"{name} grid {grid[0]}x{grid[1]}, {channels} channels", cases, config, quick=quick)
+            yield _compared(f"{name} grid {grid[0]}x{grid[1]}, {channels} channels", cases, config, options)
 
 
 def _compared(
-    case: str, cases: list[tuple[FloatArray, AffinityField]], config: WalkConfig, *, quick: bool
+    case: str, cases: list[tuple[FloatArray, AffinityField]], config: WalkConfig, options: Options
 ) -> list[Result]:
-    contestants = [Contestant("torch sparse, 256 products", lambda n: eager.sparse_walk(*cases[n], config))]
-    if cases[0][0].shape[1:] == GRIDS["psa"]:  # at the irn grid: 26 TFLOP and 2 GB
-        contestants.insert(0, Contestant("torch dense, 8 squarings", lambda n: eager.dense_walk(*cases[n], config)))
+    device = options.device
+    contestants = [
+        Contestant("torch sparse, 256 products", lambda n: eager.sparse_walk(*cases[n], config, device), strong=True)
+    ]
+    dense = cases[0][0].shape[1:] == GRIDS["psa"]  # at the irn grid: 26 TFLOP and 2 GB
+    if dense:
+        contestants.insert(
+            0, Contestant("torch dense, 8 squarings", lambda n: eager.dense_walk(*cases[n], config, device))
+        )
 
     def row(name: str) -> Contestant:
         walk = backends.row("walk", name)
-        return Contestant(name, lambda n: walk([cases[n][0]], [cases[n][1]], config)[0])
+        goal = GOALS.get(name) if dense and len(cases[0][0]) == CHANNELS[0] else None
+        return Contestant(name, lambda n: walk([cases[n][0]], [cases[n][1]], config)[0], goal=goal)
 
     contestants += [row(name) for name in backends.TABLE["walk"] if backends.missing(name) is None]
     return compare(
@@ -48,10 +57,24 @@ def _compared(
         case,
         contestants,
         inputs=len(cases),
-        quick=quick,
+        quick=options.quick,
         judge=lambda n: exact_walk(*cases[n], config),
         error=largest_difference,
         limit=LIMIT,
+        work=work(cases[0][0].shape, config),
+        device=device,
+    )
+
+
+def work(shape: tuple[int, ...], config: WalkConfig) -> Work:
+    """A stencil of all neighbours, as many times as the expansion has terms; affinities and scores moved once."""
+    channels, cells = shape[0], shape[1] * shape[2]
+    neighbours = len(neighbour_offsets(RADIUS))
+    coefficients = chebyshev_coefficients(config.steps, TOLERANCE)
+    terms = config.steps if coefficients is None else len(coefficients) - 1
+    return Work(
+        gflop=2e-9 * (2 * neighbours + 1) * cells * channels * terms,
+        gbyte=4e-9 * cells * (neighbours + 2 * channels),
     )
 
 

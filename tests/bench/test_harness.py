@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sccam import cli
-from sccam.bench import SUITES, kmeans, merge, record, run_suites, walk
-from sccam.bench.harness import Contestant, Result, compare, largest_difference
-from sccam.errors import ConfigError
+from sccam.bench import SUITES, Options, kmeans, machine, merge, record, run_suites, walk
+from sccam.bench.harness import Contestant, Result, Work, compare, largest_difference
+from sccam.errors import BackendUnavailable, ConfigError, RunFolderError
 
 
 class Clock:
@@ -72,27 +72,70 @@ def test_nan_is_as_wrong_as_can_be():
     assert largest_difference(np.zeros((0, 3)), np.zeros((0, 3))) == 0.0
 
 
-def test_every_row_says_device_commit_and_spread(clock):
-    row = compared([Contestant("base", lambda n: clock.work(2.0, n))])[0].as_dict()
-    assert set(row) == {
-        "suite", "case", "row", "baseline", "seconds", "ratio", "max_error", "agreement", "wrong", "device", "commit",
-    }  # fmt: skip
-    assert set(row["seconds"]) == {"median", "q1", "q3"} and row["device"] and row["commit"]
+def test_rows_say_how_near_they_came_to_what_the_machine_can_do(clock, monkeypatch):
+    monkeypatch.setattr("sccam.bench.harness.ceilings", lambda device: {"gflops": 10.0, "gbytes": 1.0})
+    base = Contestant("base", lambda n: clock.work(2.0, n))
+    assert compared([base], work=Work(gflop=5.0, gbyte=0.1))[0].of_ceiling == 0.25  # bound by its operations
+    assert compared([base], work=Work(gflop=5.0, gbyte=1.0))[0].of_ceiling == 0.5  # bound by memory
+    assert compared([base])[0].of_ceiling is None
 
 
-def test_recorded_rows_replace_those_of_their_suite_and_leave_the_others(tmp_path, clock):
-    path = tmp_path / "kernels.json"
-    path.write_text(json.dumps([{"suite": "suite", "case": "old"}, {"suite": "other", "case": "kept"}]))
-    record(compared([Contestant("base", lambda n: clock.work(2.0, n))]), path)
-    assert [(row["suite"], row["case"]) for row in json.loads(path.read_text())] == [
-        ("other", "kept"),
-        ("suite", "case"),
-    ]
+def test_the_fastest_tuned_eager_way_is_a_second_baseline(clock):
+    ways = {"eager": 8.0, "tuned": 4.0, "tuned more": 2.0, "ours": 1.0}
+    rows = compared(
+        [Contestant(name, lambda n, s=s: clock.work(s, n), strong="tuned" in name) for name, s in ways.items()]  # type: ignore[misc]
+    )
+    assert [row.strong for row in rows] == ["tuned more"] * 4
+    assert [row.strong_ratio for row in rows] == pytest.approx([0.25, 0.5, 1.0, 2.0])
+    assert rows[3].ratio == pytest.approx(8.0)
+
+
+def test_memory_that_a_run_takes_is_seen():
+    with machine.PeakMemory("cpu") as peak:
+        block = np.ones(100 << 20, np.uint8)
+        del block
+    assert peak.mb is None or 90 < peak.mb < 150
+
+
+def test_a_machine_tells_its_rates_and_versions():
+    found = machine.facts("cpu")
+    assert all(rate > 0.1 for rate in found["ceilings"].values()) and "torch" in found["versions"]
+    assert found["commit"] and found["device"] and machine.file_name("cpu").endswith(f"{found['date']}.json")
+    with pytest.raises(BackendUnavailable):
+        machine.facts("cuda:99")
+
+
+FACTS = {"device": "a machine", "commit": "abc"}
+
+
+def test_recorded_rows_replace_those_of_their_case_and_leave_the_others(tmp_path, clock):
+    path = tmp_path / "machine.json"
+    base = Contestant("base", lambda n: clock.work(2.0, n))
+    record(compared([base], x=None), path, FACTS)
+    record(compare("walk", "small", [base], inputs=1, quick=True, judge=None), path, FACTS)
+    record(compared([base, Contestant("row", lambda n: clock.work(1.0, n))]), path, {**FACTS, "commit": "def"})
+    written = json.loads(path.read_text())
+    assert [(row["suite"], row["row"], row["commit"]) for row in written["rows"]] == [
+        ("walk", "base", "abc"), ("suite", "base", "def"), ("suite", "row", "def"),
+    ]  # fmt: skip
+    with pytest.raises(RunFolderError, match="figures of a machine"):
+        record([], path, {**FACTS, "device": "another"})
+
+
+def test_exponents_are_those_of_the_cost(tmp_path, clock):
+    path = tmp_path / "machine.json"
+    for side in (1.0, 2.0, 4.0):
+        square = Contestant("square", lambda n, side=side: clock.work(side**2, n))  # type: ignore[misc]
+        record(
+            compare("scaling", f"side = {side:g}", [square], inputs=1, quick=True, judge=None, x=side), path, FACTS
+        )  # fmt: skip
+    (fit,) = json.loads(path.read_text())["exponents"]
+    assert fit == {"case": "side", "row": "square", "exponent": 2.0, "r2": 1.0, "points": 3}
 
 
 def test_an_unknown_suite_is_refused_before_any_work():
     with pytest.raises(ConfigError, match="no suite 'speed'") as caught:
-        next(run_suites(["walk", "speed"], quick=True))
+        next(run_suites(["walk", "speed"], Options(quick=True)))
     assert "walk" in str(caught.value) and "walk" in SUITES
 
 
@@ -104,7 +147,8 @@ def test_the_suite_of_the_walk_runs_on_a_small_grid_and_no_row_is_wrong(monkeypa
         cli.main()
     assert ended.value.code == 0
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert printed == json.loads(out.read_text())
+    written = json.loads(out.read_text())
+    assert [{**row, "commit": written["facts"]["commit"]} for row in printed] == written["rows"]
     assert {row["row"] for row in printed} >= {"torch dense, 8 squarings", "torch sparse, 256 products", "portable"}
     assert not any(row["wrong"] for row in printed) and all(0 < row["max_error"] < 1e-5 for row in printed)
 
@@ -113,7 +157,7 @@ def test_the_suites_of_merging_and_of_k_means_run_on_small_input_and_no_row_is_w
     monkeypatch.setattr(merge, "SIZE", (45, 60))
     monkeypatch.setattr(kmeans, "CASES", {"small": (60, 32, 3)})
     monkeypatch.setattr(kmeans, "SEPARATION", 3.0)  # clusters that every start finds
-    tables = list(run_suites(["merge", "kmeans"], quick=True))
+    tables = list(run_suites(["merge", "kmeans"], Options(quick=True)))
     assert [table[0].suite for table in tables] == ["merge", "merge", "kmeans"]
     for table in tables:
         assert len(table) >= 2 and not any(row.wrong for row in table)
