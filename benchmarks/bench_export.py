@@ -16,45 +16,32 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import tensorrt_rtx
 import torch
-from bench_photos import commit, device_name, replace_between
-from torch import nn
+from bench_photos import replace_between
 
-from sccam.artifacts import Manifest, RunFolder
-from sccam.data.transforms import resize
+from sccam.artifacts import RunFolder
+from sccam.bench import networks
+from sccam.bench.machine import commit, device_name
 from sccam.errors import ModelFileError
 from sccam.export.network import export_network, in_precision
 from sccam.export.run import NETWORKS, sample_images
 from sccam.export.to_tensorrt import DEFAULT_BUCKETS, build_engine
-from sccam.nets.backbones import Backbone, build_backbone
-from sccam.nets.cam_net import CamNet
 from sccam.nets.compute import Compute
-from sccam.nets.deeplab import DeepLab
 from sccam.nets.saved import load_network
 from sccam.runtime.network_onnxruntime import runtime_name
-from sccam.structures import ByteArray
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "export.json"
 PAGE = HERE.parent / "docs" / "export.md"
 BEGIN, END = "<!-- parity table: begin -->", "<!-- parity table: end -->"
 PRECISIONS = ("fp32", "fp16", "int8")
-VOC_CLASSES = 20
-STATISTICS_IMAGES = 4
-BRANCH_SCALE = 0.2
 
-UNTRAINED: dict[str, tuple[str, int, Callable[[Backbone], nn.Module]]] = {
-    "ResNet-38d, maps": ("resnet38d", 8, lambda trunk: CamNet(trunk, VOC_CLASSES)),
-    "ResNet-50, maps": ("resnet50", 16, lambda trunk: CamNet(trunk, VOC_CLASSES)),
-    "DeepLab-v2 ResNet-101": ("resnet101", 8, lambda trunk: DeepLab(trunk, VOC_CLASSES + 1)),
-}
+UNTRAINED = ("ResNet-38d, maps", "ResNet-50, maps", "DeepLab-v2 ResNet-101")
 
 
 def main() -> None:
@@ -83,7 +70,7 @@ def measure(run: Path, images: Path, only: list[str] | None) -> None:
         if only and not any(part in name for part in only):
             continue
         if name in UNTRAINED:
-            net, manifest = untrained(name, pictures)
+            net, manifest = networks.untrained(networks.NETWORKS[name], pictures)
         else:
             net, manifest = load_network(files[name.split(", ")[1]], Compute.resolve("cpu", "fp32"))
         with tempfile.TemporaryDirectory() as out:
@@ -135,36 +122,6 @@ def build_all(path: Path) -> dict[str, float | str] | None:
         except ModelFileError as error:
             found[bucket.name] = error.what
     return found
-
-
-def untrained(name: str, pictures: list[ByteArray]) -> tuple[Any, Manifest]:
-    """A network of random weights with the statistics of a few images, and a manifest for it."""
-    backbone, stride, build = UNTRAINED[name]
-    torch.manual_seed(0)
-    trunk = build_backbone(backbone, output_stride=stride, weights="none")
-    net = build(trunk)
-    with torch.no_grad():
-        for module in trunk.modules():  # a branch ends in a norm in torchvision's nets, in a convolution elsewhere
-            names = ("bn3", "conv_branch2b2", "conv_branch2b1")
-            last = next((getattr(module, name) for name in names if hasattr(module, name)), None)
-            if last is not None:
-                last.weight.mul_(BRANCH_SCALE)
-    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    net.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = None  # the plain mean over what is seen
-        norm.reset_running_stats()
-    few = np.stack([resize(picture, (224, 320)) for picture in pictures[:STATISTICS_IMAGES]])
-    with torch.no_grad():
-        net(Compute("cpu", "fp32").normalised(few, trunk.mean, trunk.std))
-    net.eval()
-    manifest = Manifest(
-        file="", sha256="", kind="segmenter" if isinstance(net, DeepLab) else "cam_net", backbone=backbone,
-        classes=tuple(f"class {c + 1}" for c in range(VOC_CLASSES)), mean=trunk.mean, std=trunk.std, stride=stride,
-        made_by="", made_from={},
-    )  # fmt: skip
-    return net, manifest
 
 
 def table(result: dict[str, Any]) -> str:

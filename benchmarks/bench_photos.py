@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from sccam.bench.machine import commit, device_name
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "photos.json"
@@ -147,29 +147,6 @@ def cell(row: dict[str, Any]) -> str:
         if setting in row:
             text += f" ({setting} {statistics.mean(row[setting]):.2f})"
     return text
-
-
-def device_name() -> str:
-    """The processor, and how many cores of it are used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return f"{cores} cores of {model}"
-
-
-def commit() -> str:
-    """The commit of the checkout, with a mark if it was changed since."""
-    git = ["git", "-C", str(HERE)]
-    name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False
-    ).stdout
-    return name.strip() + ("+changes" if changed.strip() else "")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from sccam.errors import ConfigError, RunFolderError
 from sccam.structures import ByteArray
 
 SCHEMA = 1
-SUITES = ("walk", "crf", "merge", "kmeans", "labels")
-OF_A_RUN: tuple[str, ...] = ()  # suites that need a finished run with its exported files, and images
+SUITES = ("networks", "walk", "crf", "merge", "kmeans", "labels", "pseudo_labels", "folder")
+OF_A_RUN = ("pseudo_labels", "folder")  # suites that need a finished run with its exported files, and images
 
 
 @dataclass

@@ -35,6 +35,8 @@ class Contestant:
         judged: what is compared of its result; None where only time counts.
         strong: a tuned eager way.
         goal: how many times as fast as the baseline it should be.
+        limit: largest error that is not wrong, in place of the suite's.
+        steps: milliseconds by step, asked for after all rounds.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Contestant:
     judged: bool = True
     strong: bool = False
     goal: float | None = None
+    limit: float | None = None
+    steps: Callable[[], dict[str, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ class Result:
     agreement: float | None  # share of equal decisions, the lowest of the inputs; where the suite has one
     wrong: bool  # max_error is beyond its limit
     x: float | None  # what a scaling suite varies
+    steps: dict[str, float] | None  # milliseconds by step, where a suite tells
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -195,8 +200,9 @@ def compare(
             peak_mb=peaks[name],
             max_error=errors.get(name),
             agreement=agreements.get(name),
-            wrong=not errors.get(name, 0.0) <= limit,
+            wrong=not errors.get(name, 0.0) <= (limit if contestant.limit is None else contestant.limit),
             x=x,
+            steps=None if contestant.steps is None else contestant.steps(),
         )
 
     return [result(contestant) for contestant in contestants]

@@ -19,20 +19,20 @@ SIZE = (375, 500)  # [px] the usual photo of VOC 2012
 MOST = 20  # images
 
 
-def photographs(folder: Path | None) -> list[ByteArray]:
-    """Up to `MOST` images u8 [H W 3], spread evenly over a folder; drawn ones without a folder.
+def photographs(folder: Path | None, most: int = MOST) -> list[ByteArray]:
+    """Up to `most` images u8 [H W 3], spread evenly over a folder; drawn ones without a folder.
 
     Raises:
         DataError: the folder has no images.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as drawn:
-            draw_sample(Path(drawn, "sample"), images=MOST, sizes=(320, 512))
-            return photographs(Path(drawn, "sample", "images"))
+            draw_sample(Path(drawn, "sample"), images=most, sizes=(320, 512))
+            return photographs(Path(drawn, "sample", "images"), most)
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise DataError("no images", where=folder, fix="give a folder of photographs, or none to use drawn ones")
-    return [read_image(path) for path in found[:: max(1, len(found) // MOST)][:MOST]]
+    return [read_image(path) for path in found[:: max(1, len(found) // most)][:most]]
 
 
 def of_size(images: Sequence[ByteArray], size: tuple[int, int] = SIZE) -> list[ByteArray]:

@@ -123,7 +123,7 @@ def measure_parity(
     ranges = {name: max(high[name] - low[name], 1e-12) for name in worst}
     decided = equal = cells = 0
     for name, value, other in pairs:
-        clear, same = _agreeing(name, value, other, UNDECIDED * ranges[name])
+        clear, same = agreeing(name, value, other, UNDECIDED * ranges[name])
         cells += clear.size
         decided += int(clear.sum())
         equal += int((same & clear).sum())
@@ -153,8 +153,9 @@ def measure_parity(
     )
 
 
-def _agreeing(name: str, value: FloatArray, other: FloatArray, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """(which cells are decided in the reference, which agree); empty for outputs without a decision."""
+def agreeing(name: str, value: FloatArray, other: FloatArray, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """(which cells are decided in the reference by more than `noise`, which agree); empty for outputs without a
+    decision."""
     if name == "labels":
         return np.ones(value.shape, bool), value == other
     if name == "affinity":

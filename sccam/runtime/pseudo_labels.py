@@ -159,6 +159,10 @@ class PseudoLabelJob:
         self._offsets = neighbour_offsets(self.recipe.radius)
         self._kernel = {work: _alone(self.kernels.function(work)) for work in KERNELS}
 
+    def time_kernels(self, timed: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Has every kernel go through `timed(work, function)` from now on."""
+        self._kernel = {work: timed(work, function) for work, function in self._kernel.items()}
+
     def plan(self) -> dict[str, Any]:
         """What decides the result, for the folder's record."""
         networks = (self.cam_net, self.affinity_net)
