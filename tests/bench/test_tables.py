@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from measured import Device, devices, headlines
+from PIL import Image
 from tables import kernel_table, number, page, suite_table, summary, write
 
 from sccam.bench.harness import Result, Seconds
@@ -161,3 +163,31 @@ def test_only_what_stands_between_the_marks_changes(tmp_path):
 def test_numbers_have_three_digits_and_no_exponent():
     values = (0.00001234, 0.5, 1.0, 12.34, 123.4, 1234.5, 0.0)
     assert [number(value) for value in values] == ["0.0000123", "0.500", "1.00", "12.3", "123", "1,234", "0"]
+
+
+def test_pictures_are_drawn_of_what_was_measured_and_stand_on_the_page(tmp_path):
+    pytest.importorskip("matplotlib")
+    import plots
+
+    folder = tmp_path / "plots"
+    folder.mkdir()
+    (folder / "gone-scaling.png").write_bytes(b"of a device that has no file any more")
+    results = tmp_path / "results"
+    put(results, "2026-01-01", three("crf", "one image, 21 labels", of_ceiling=None))
+    assert [path.name for path in plots.write(devices(results), folder)] == ["2-cores-of-a-processor-speed-up.png"]
+    scaling = [row("scaling", f"side = {side}", "ours", float(side**3), x=float(side)) for side in (1, 2, 4)]
+    batches = [way for batch in (1, 4) for way in three("networks", f"net, 32 x 32, batch {batch}")]
+    put(results, "2026-01-02", scaling + batches)
+    written = plots.write(devices(results), folder)
+    assert [path.stem.removeprefix("2-cores-of-a-processor-") for path in written] == [
+        "speed-up", "throughput", "ceiling", "scaling",
+    ]  # fmt: skip
+    assert sorted(folder.iterdir()) == sorted(written)
+    text = page(devices(results), folder)
+    for path in written:
+        assert f"(plots/{path.name})" in text
+        with Image.open(path) as image:
+            image.load()
+            assert image.format == "PNG" and image.width == 1800  # 900 px of a README, twice
+            grey = np.asarray(image.convert("L"))
+            assert grey.min() < 100 and np.median(grey) == 255  # something is drawn on white
