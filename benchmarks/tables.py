@@ -79,6 +79,7 @@ def page(found: Sequence[Device], plots: Path) -> str:
         parts += ["### Goals", goal_table(device)]
         for suite, rows in device.suites():
             parts += [f"### {TITLES.get(suite, suite)}", made_by(rows, suite), suite_table(rows)]
+            parts += step_table(rows)
         fits = exponents(device.rows)
         if fits:
             parts += ["### Exponents", "Seconds grow as size to the power of the exponent.", exponent_table(fits)]
@@ -168,6 +169,15 @@ def goal_table(device: Device) -> str:
     ]
     counted = f"{sum(met(row) for row in goals)} of {len(goals)} met."
     return f"{counted}\n\n{table(['suite', 'case', 'way', 'goal, × eager', '× eager', ''], lines)}"
+
+
+def step_table(rows: Sequence[Row]) -> list[str]:
+    """Where the time goes, a column a step; nothing where no row tells."""
+    told = [row for row in rows if row["steps"]]
+    names = dict.fromkeys(name for row in told for name in row["steps"])
+    lines = [[row["case"], row["row"], *(number(row["steps"].get(name, 0)) for name in names)] for row in told]
+    words = "Where the time goes, in milliseconds of one thread an image; threads and steps overlap:"
+    return [words, table(["case", "way", *names], lines)] if told else []
 
 
 def exponent_table(fits: Sequence[dict[str, object]]) -> str:

@@ -24,7 +24,7 @@ def row(suite: str, case: str, name: str, seconds: float, **values: Any) -> dict
     plain = Result(
         suite=suite, case=case, row=name, baseline="eager", images=2.0, seconds=Seconds(seconds, seconds, seconds),
         ratio=eager, ratio_q1=eager, ratio_q3=eager, strong="tuned", strong_ratio=tuned, goal=None, of_ceiling=0.5,
-        peak_mb=12.0, max_error=1e-6, agreement=None, wrong=False, x=None,
+        peak_mb=12.0, max_error=1e-6, agreement=None, wrong=False, x=None, steps=None,
     ).as_dict()  # fmt: skip
     return plain | {"commit": "abc"} | values
 
@@ -191,3 +191,10 @@ def test_pictures_are_drawn_of_what_was_measured_and_stand_on_the_page(tmp_path)
             assert image.format == "PNG" and image.width == 1800  # 900 px of a README, twice
             grey = np.asarray(image.convert("L"))
             assert grey.min() < 100 and np.median(grey) == 255  # something is drawn on white
+
+
+def test_where_the_time_goes_is_a_table_of_its_own(tmp_path):
+    steps = {"walk": 12.5, "crf": 3.0}
+    put(tmp_path, "2026-02-01", three("pseudo_labels", "a", steps=steps) + three("crf", "b"))
+    text = page([only(tmp_path)], tmp_path / "plots")
+    assert "| a | ours | 12.5 | 3.00 |" in text and text.count("Where the time goes") == 1

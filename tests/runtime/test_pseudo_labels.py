@@ -9,74 +9,33 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from pseudo_labels import chain, differing, paper_form
 
 from sccam import cli
-from sccam import config as toml
-from sccam.artifacts import RunFolder, read_arrays, write_json, write_text, write_weights
+from sccam.artifacts import read_arrays, write_text
+from sccam.bench.pseudo_labels import chain, differing, paper_form
 from sccam.data.masks import read_mask
 from sccam.errors import ConfigError, DataError, ImageError, NumericError, RunFolderError
-from sccam.export.run import export_run
-from sccam.nets.affinity_net import AffinityNet
-from sccam.nets.backbones import build_backbone
-from sccam.nets.cam_net import CamNet
-from sccam.recipe import load_config
 from sccam.runtime import pseudo_labels as module
 from sccam.runtime.folder import predict, predict_to
 from sccam.runtime.network_onnxruntime import cut_to_features, open_onnx, read_onnx
 from sccam.runtime.pseudo_labels import PseudoLabelJob, Tags, check_task, read_recipe
 from sccam.runtime.segmenter import SegmentOptions
 from sccam.runtime.sources import Source, sources
-
-CLASSES = ("cat", "dog", "red fox")
-SIZES = ((90, 130), (64, 96), (131, 77), (90, 130))
-RADIUS = 3
+from tests.made_run import CLASSES, TAGS, draw, make_run
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run leaves for the job, its networks untrained, and its exported files."""
-    folder = RunFolder(tmp_path_factory.mktemp("run"))
-    # A few steps: untrained affinities average everything away, and labels of ties would be decided by rounding.
-    walk = ["walk.steps=4", "walk.normalise=false"]
-    settings = load_config("demo", ["cam.scales=[1.0, 0.5]", f"affinity.radius={RADIUS}", *walk])
-    write_text(folder / "config.toml", toml.dump(settings))
-    write_json(folder / "run.json", {"schema": 1, "status": "finished"})
-    write_json(folder / "threshold.json", {"alpha_walk": 2.5})
-    torch.manual_seed(3)
-    for kind, path in (("cam_net", folder.classifier(0)), ("affinity_net", folder.affinity_net)):
-        backbone = build_backbone("test_resnet", output_stride=16, weights="none")
-        net: Any = CamNet(backbone, len(CLASSES), 3) if kind == "cam_net" else AffinityNet(backbone, 8)
-        write_weights(
-            path, net.state_dict(), kind=kind, backbone="test_resnet", classes=CLASSES, mean=tuple(backbone.mean),
-            std=tuple(backbone.std), stride=16 if kind == "cam_net" else 8,
-            made_from={"output_stride": 16, "subcategory_parent": [0, 1, 2], "radius": RADIUS},
-        )  # fmt: skip
-    draw(folder / "pictures")
-    export_run(
-        folder.path, networks=("cam_net", "affinity_net"), precisions=("fp32",), images=folder / "pictures",
-        tell=lambda text: None,
-    )  # fmt: skip
-    return folder.path
-
-
-def draw(folder: Path) -> None:
-    """Smooth random pictures."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    for n, (height, width) in enumerate(SIZES):
-        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
-        coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{n}.png")
+    return make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     draw(tmp_path / "in")
-    write_text(tmp_path / "tags.csv", "image,tags\n0.png,cat dog\nin/1.png,red fox\n2,cat\n3.png,\n")
+    write_text(tmp_path / "tags.csv", TAGS)
     return tmp_path / "in"
 
 
@@ -84,10 +43,10 @@ def images(tmp_path: Path) -> Path:
 def test_the_labels_are_those_of_the_stages(run, images, backend):
     found = list(sources(images))[:3]
     tags = Tags(images.parent / "tags.csv", CLASSES)
-    (expected,) = [chain(run, read_recipe(run), tags, [found], paper_form)(0)]
+    expected = chain("stages", run, read_recipe(run), tags, [found], paper_form).run(0)
     job = PseudoLabelJob(run, images.parent / "tags.csv", backend)
     by_name = {result.source.name: result.labels for result in predict(job, found)}
-    labels = [by_name[source.name] for source in found]
+    labels: Any = [by_name[source.name] for source in found]
     assert differing(labels, expected) < 1e-3
     assert len(np.unique(np.concatenate([one.ravel() for one in expected]))) >= 2
 
