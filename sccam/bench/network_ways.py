@@ -15,7 +15,7 @@ import torch
 
 from sccam.artifacts import Manifest, write_manifest
 from sccam.export.graphs import Graph
-from sccam.export.to_tensorrt import Bucket, build_engine
+from sccam.export.to_tensorrt import Bucket, build_engine, tensorrt_library
 from sccam.runtime.gpu import gpu_facts
 from sccam.runtime.network_onnxruntime import has_cuda, session_of
 from sccam.runtime.network_tensorrt import engine_facts, open_engine
@@ -141,10 +141,8 @@ def in_tensorrt(path: Path, shape: tuple[int, ...], manifest: Manifest) -> Run:
     best = (shape[0], shape[1], shape[2])
     engine = path.with_suffix(".engine")
     engine.write_bytes(build_engine(path, [Bucket("bench", best, best, best)]))
-    import tensorrt
-
     write_manifest(
         engine, **{f: getattr(manifest, f) for f in ("kind", "backbone", "classes", "mean", "std", "stride")},
-        made_from=engine_facts(tensorrt.__version__, gpu_facts()), backend="tensorrt",
+        made_from=engine_facts(tensorrt_library().__version__, gpu_facts()), backend="tensorrt",
     )  # fmt: skip
     return open_engine(engine)
