@@ -237,10 +237,10 @@ def bench(
         suites = [name for name in SUITES if name not in OF_A_RUN or (run and images and tags)]
         if len(suites) < len(SUITES):
             print("without --run, --images and --tags: not " + ", ".join(OF_A_RUN), file=sys.stderr)
+    machine, wrong = facts(device), 0
     results = Path("benchmarks/results")
     if out is None and not quick:
         out = (results if results.is_dir() else Path()) / file_name(device)
-    machine, wrong = facts(device), 0
     if not as_json:
         rates = machine["ceilings"]
         print(f"{machine['device']}: {rates['gflops']:,.0f} GFLOP/s fp32, {rates['gflops_bf16']:,.0f} bf16, "

@@ -94,6 +94,7 @@ NETWORKS = {
     ),
 }  # fmt: skip
 QUICK = ("EfficientNet-Lite0, DeepLab",)
+COMPILED = ("DeepLab-v2 ResNet-101", "EfficientNet-Lite0, DeepLab")  # every shape takes torch.compile a minute
 
 
 def run(options: Options) -> Iterator[list[Result]]:
@@ -108,7 +109,7 @@ def run(options: Options) -> Iterator[list[Result]]:
             cases = built.cuda if options.device == "cuda" else built.cpu
             for n, (side, batch) in enumerate(cases[:1] if options.quick else cases):
                 sets = batches(pictures, side, batch)
-                compiled = n == 0 and not options.quick
+                compiled = n == 0 and name in COMPILED and not options.quick
                 ways = contestants(net, manifest, files, sets, options.device, compiled=compiled, goals=built.goals)
                 yield compare(
                     "networks", f"{name}, {side} x {side}, batch {batch}", ways, inputs=INPUTS, quick=options.quick,
