@@ -21,7 +21,7 @@ from sccam.errors import ConfigError, RunFolderError
 from sccam.structures import ByteArray
 
 SCHEMA = 1
-SUITES = ("walk", "crf", "merge", "kmeans", "labels", "files", "training")
+SUITES = ("walk", "crf", "merge", "kmeans", "labels", "files", "training", "scaling")
 OF_A_RUN: tuple[str, ...] = ()  # suites that need a finished run with its exported files, and images
 
 
