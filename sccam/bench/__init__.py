@@ -21,7 +21,9 @@ from sccam.errors import ConfigError, RunFolderError
 from sccam.structures import ByteArray
 
 SCHEMA = 1
-SUITES = ("networks", "walk", "crf", "merge", "kmeans", "labels", "pseudo_labels", "folder")
+SUITES = (
+    "networks", "walk", "crf", "merge", "kmeans", "labels", "pseudo_labels", "folder", "files", "training", "scaling",
+)  # fmt: skip
 OF_A_RUN = ("pseudo_labels", "folder")  # suites that need a finished run with its exported files, and images
 
 
