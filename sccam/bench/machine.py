@@ -6,11 +6,13 @@ row's work takes at these rates is its floor, and `of_ceiling` says how near it 
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -132,6 +134,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
         else:
+            _give_back()
             try:
                 PROCESS_PEAK[1].write_text("5", encoding="ascii")  # the peak begins anew
             except OSError:
@@ -146,6 +149,14 @@ class PeakMemory:
             self.mb = round((torch.cuda.max_memory_allocated() - self._before) / 1e6, 1)
         elif self._before:
             self.mb = round(max(0, _status("VmHWM") - self._before) / 1e6, 1)
+
+
+def _give_back() -> None:
+    """Has the C library return what was freed to the system, where it can: kept memory would hide what a run takes."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def _status(field: str) -> int:
