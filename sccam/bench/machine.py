@@ -95,17 +95,19 @@ def file_name(device: str) -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, marked where files differ from it; the version outside a checkout."""
+    """The checkout's commit, marked where files other than results differ from it; the version outside a checkout."""
     from sccam import __version__
 
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).resolve().parent, capture_output=True, text=True, check=True
-        )  # fmt: skip
+        name = git("rev-parse", "--short=10", "HEAD")
+        changed = git("status", "--porcelain", "-uno", "--", ":/", ":(exclude,top)benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return f"sccam {__version__}"
-    return done.stdout.strip()
+    return name + ("-dirty" if changed else "")
 
 
 def waiter(device: str) -> Callable[[], object]:
