@@ -1,7 +1,7 @@
 """Do ratios come out the same a second time? Compares two files of `sccam bench` from one machine.
 
-    sccam bench walk crf merge labels --out /tmp/again.json      # the same suites and arguments as the first time
-    python benchmarks/repeat.py benchmarks/results/DEVICE-DATE.json /tmp/again.json      # results/repeat.json
+sccam bench walk crf merge labels --out /tmp/again.json      # the same suites and arguments as the first time
+python benchmarks/repeat.py benchmarks/results/DEVICE-DATE.json /tmp/again.json      # results/repeat.json
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def main() -> None:
     }
     print(json.dumps(summary, indent=1))
     for row in sorted(rows, key=lambda row: -abs(row["change"]))[:12]:
-        print(f"{row['change']:+7.1%}  {row['first']:.3g} -> {row['second']:.3g}  {row['suite']}: {row['case']}, {row['row']}")
+        name = f"{row['suite']}: {row['case']}, {row['row']}"
+        print(f"{row['change']:+7.1%}  {row['first']:.3g} -> {row['second']:.3g}  {name}")
     write_json(RESULT, {**summary, "ratios": rows})
 
 

@@ -250,7 +250,7 @@ def bench(
         if as_json:
             print("\n".join(json.dumps(row.as_dict()) for row in table), flush=True)
         else:
-            _print_results(table)
+            _print_results(table, machine["ceilings"])
         if out is not None:  # after every table, so that an end before the last loses none
             record(table, out, machine)
     if out is not None and not as_json:
@@ -445,7 +445,10 @@ def _print_scores(scores: dict[str, Any], folder: Path) -> None:
     print(f"segmenter     {folder / 'segmenter.safetensors'}")
 
 
-def _print_results(table: list[Any]) -> None:
+def _print_results(table: list[Any], ceilings: dict[str, float]) -> None:
+    from sccam.bench.harness import of_ceiling
+
+    shares = [of_ceiling(row.as_dict(), ceilings) for row in table]
     rows = [
         [
             row.row,
@@ -453,12 +456,12 @@ def _print_results(table: list[Any]) -> None:
             f"{1e3 * row.seconds.q1:.2f} to {1e3 * row.seconds.q3:.2f}",
             f"{row.ratio:.1f}x" + ("" if row.goal is None else f" (goal {row.goal:g})"),
             "" if row.strong_ratio is None else f"{row.strong_ratio:.1f}x",
-            "" if row.of_ceiling is None else f"{100 * row.of_ceiling:.0f} %",
+            "" if share is None else f"{100 * share:.0f} %",
             "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
             "" if row.max_error is None else f"{row.max_error:.1e}" + (" WRONG" if row.wrong else ""),
             "" if row.agreement is None else f"{100 * row.agreement:.3f} %",
         ]
-        for row in table
+        for row, share in zip(table, shares, strict=True)
     ]
     first = table[0]
     _print_table(

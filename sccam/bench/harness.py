@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from sccam.bench.machine import PeakMemory, ceilings, waiter
+from sccam.bench.machine import PeakMemory, waiter
 
 ROUNDS = 9  # after one round of warm-up
 QUICK_ROUNDS = 3
@@ -62,13 +62,6 @@ class Work:
     gflop: float | None = None
     gbyte: float | None = None
 
-    def floor(self, device: str) -> float | None:
-        """[s] at the device's fp32 and copy rates; None where no work is told."""
-        if self.gflop is None and self.gbyte is None:
-            return None
-        rates = ceilings(device)
-        return max((self.gflop or 0.0) / rates["gflops"], (self.gbyte or 0.0) / rates["gbytes"])
-
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
@@ -95,7 +88,8 @@ class Result:
     strong: str | None  # the fastest tuned eager way
     strong_ratio: float | None  # how many times as fast as that
     goal: float | None  # of the ratio
-    of_ceiling: float | None  # share of the fp32 or copy rate of the device, whichever binds
+    gflop: float | None  # that a run needs, see `Work`
+    gbyte: float | None
     peak_mb: float | None  # that the first run added
     max_error: float | None  # against the judge; None for rows that are not judged
     agreement: float | None  # share of equal decisions, the lowest of the inputs; where the suite has one
@@ -178,7 +172,6 @@ def compare(
     base = contestants[0].name
     tuned = [c.name for c in contestants if c.strong]
     strong = min(tuned, key=lambda name: statistics.median(times[name])) if tuned else None
-    floor = work.floor(device)
 
     def result(contestant: Contestant) -> Result:
         name = contestant.name
@@ -196,7 +189,8 @@ def compare(
             strong=strong,
             strong_ratio=None if strong is None else _ratios(times[strong], times[name]).median,
             goal=contestant.goal,
-            of_ceiling=None if floor is None else round(floor / seconds.median, 4),
+            gflop=work.gflop,
+            gbyte=work.gbyte,
             peak_mb=peaks[name],
             max_error=errors.get(name),
             agreement=agreements.get(name),
@@ -206,6 +200,19 @@ def compare(
         )
 
     return [result(contestant) for contestant in contestants]
+
+
+def of_ceiling(row: Mapping[str, Any], rates: Mapping[str, float]) -> float | None:
+    """Share of what the device can do: the least time that the work of a row needs over the time it took.
+
+    Args:
+        row: of `Result.as_dict`.
+        rates: of `machine.ceilings`; operations at the fp32 rate or bytes at that of a copy, whichever takes longer.
+    """
+    if row["gflop"] is None and row["gbyte"] is None:
+        return None
+    least = max((row["gflop"] or 0.0) / rates["gflops"], (row["gbyte"] or 0.0) / rates["gbytes"])
+    return round(least / float(row["seconds"]["median"]), 4)
 
 
 def largest_difference(found: Any, expected: Any) -> float:

@@ -1,7 +1,7 @@
 """What a benchmark ran on: names, versions, and the rates that nothing on this machine can beat.
 
-The rates are measured, not looked up: the fastest of a few large matrix products and of a few large copies. What a
-row's work takes at these rates is its floor, and `of_ceiling` says how near it came.
+The rates are measured, not looked up: the fastest of a few large matrix products and convolutions, and of a few copies.
+What a row's work takes at these rates is its floor, and `of_ceiling` says how near it came.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 PACKAGES = ("torch", "timm", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "scikit-learn", "pydensecrf2",
             "cupy-cuda13x", "cupy-cuda12x", "tensorrt", "pillow")  # fmt: skip
 SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices
+IMAGES = {"cpu": 4, "cuda": 64}  # of the convolution
 BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}  # of the array that is copied; far beyond any cache
 TRIES = 5
 PROCESS_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -56,21 +57,44 @@ def facts(device: str) -> dict[str, Any]:
 
 @cache
 def ceilings(device: str) -> dict[str, float]:
-    """Measured rates: `gflops` of fp32 products (TF32 off), `gflops_bf16`, and `gbytes` a second read and written."""
+    """Measured rates: `gflops` in fp32 (TF32 off), `gflops_bf16`, and `gbytes` a second read and written."""
     import torch
 
     kind = "cuda" if device.startswith("cuda") else "cpu"
-    side, count = SIDES[kind], BYTES[kind] // 4
+    count = BYTES[kind] // 4
     rates = {}
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     for name, dtype in (("gflops", torch.float32), ("gflops_bf16", torch.bfloat16)):
-        a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-        rates[name] = round(2e-9 * side**3 / _fastest(lambda a=a, b=b: a @ b, device), 1)  # type: ignore[misc]
-    torch.backends.cuda.matmul.allow_tf32 = allowed
+        rates[name] = round(
+            max(_product_rate(SIDES[kind], dtype, device), _convolution_rate(IMAGES[kind], dtype, device)), 1
+        )
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
     source, target = torch.ones(count, device=device), torch.zeros(count, device=device)
     rates["gbytes"] = round(8e-9 * count / _fastest(lambda: target.copy_(source), device), 1)
     return rates
+
+
+def _product_rate(side: int, dtype: Any, device: str) -> float:
+    """[GFLOP/s] of a square matrix product."""
+    import torch
+
+    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    return 2e-9 * side**3 / _fastest(lambda: a @ b, device)
+
+
+def _convolution_rate(images: int, dtype: Any, device: str) -> float:
+    """[GFLOP/s] of a 3x3 convolution of 256 channels: on some processors another library, and a faster one."""
+    import torch
+
+    def tensor(*shape: int) -> Any:
+        return torch.rand(*shape, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+
+    channels, side = 256, 64
+    x, weight = tensor(images, channels, side, side), tensor(channels, channels, 3, 3)
+    with torch.inference_mode():
+        seconds = _fastest(lambda: torch.nn.functional.conv2d(x, weight, padding=1), device)
+    return 2e-9 * 9 * channels**2 * side**2 * images / seconds
 
 
 def device_name(device: str = "cpu") -> str:

@@ -108,7 +108,11 @@ def runtimes(
     """(name, network, precision) of the runtimes that are installed."""
     if device == "cpu" or has_cuda():
         for precision, path in files.items():
-            yield f"onnxruntime {precision}", session_of(path.read_bytes(), device, where=path), precision
+            yield (
+                f"onnxruntime {precision}",
+                session_of(path.read_bytes(), device, where=path, spinning=True),
+                precision,
+            )
     if device == "cpu" and find_spec("openvino"):
         yield "openvino fp32", in_openvino(files["fp32"], shape, "f32"), "fp32"
         yield "openvino bf16", in_openvino(files["fp32"], shape, "bf16"), "bf16"

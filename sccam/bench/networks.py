@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sccam.artifacts import Manifest
 from sccam.bench import Options
-from sccam.bench.harness import Contestant, Result, Work, compare, largest_difference
+from sccam.bench.harness import Contestant, Result, Work, compare
 from sccam.bench.inputs import photographs
 from sccam.bench.network_ways import WAYS, Outputs, Run, in_torch, runtimes
 from sccam.data.transforms import resize
@@ -53,7 +53,7 @@ STATISTICS_IMAGES = 4
 BRANCH_SCALE = 0.2
 INPUTS = 3  # sets of images, in turn
 ROUNDS = 7
-LIMITS = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.15, "int8": 0.3}  # of |difference| / range of the output
+LIMITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}  # of `relative_difference`
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +217,10 @@ def work(graph: Graph, images: ByteArray) -> Work:
 
 
 def relative_difference(found: Outputs, expected: Outputs) -> float:
-    """max |found - expected| / range, the worst of the outputs."""
+    """Root mean square of found - expected over that of expected around its mean, the worst of the outputs."""
     return max(
-        largest_difference(found[name], value) / max(float(np.ptp(value)), 1e-12) for name, value in expected.items()
+        float(np.sqrt(np.mean((found[name] - value) ** 2)) / max(float(value.std()), 1e-12))
+        for name, value in expected.items()
     )
 
 

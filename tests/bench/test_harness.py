@@ -11,7 +11,7 @@ import pytest
 
 from sccam import cli
 from sccam.bench import SUITES, Options, kmeans, machine, merge, record, run_suites, walk
-from sccam.bench.harness import Contestant, Result, Work, compare, largest_difference
+from sccam.bench.harness import Contestant, Result, Work, compare, largest_difference, of_ceiling
 from sccam.errors import BackendUnavailable, ConfigError, RunFolderError
 
 
@@ -72,12 +72,16 @@ def test_nan_is_as_wrong_as_can_be():
     assert largest_difference(np.zeros((0, 3)), np.zeros((0, 3))) == 0.0
 
 
-def test_rows_say_how_near_they_came_to_what_the_machine_can_do(clock, monkeypatch):
-    monkeypatch.setattr("sccam.bench.harness.ceilings", lambda device: {"gflops": 10.0, "gbytes": 1.0})
+def test_rows_say_how_near_they_came_to_what_the_machine_can_do(clock):
+    rates = {"gflops": 10.0, "gbytes": 1.0}
     base = Contestant("base", lambda n: clock.work(2.0, n))
-    assert compared([base], work=Work(gflop=5.0, gbyte=0.1))[0].of_ceiling == 0.25  # bound by its operations
-    assert compared([base], work=Work(gflop=5.0, gbyte=1.0))[0].of_ceiling == 0.5  # bound by memory
-    assert compared([base])[0].of_ceiling is None
+
+    def share(work: Work) -> float | None:
+        return of_ceiling(compared([base], work=work)[0].as_dict(), rates)
+
+    assert share(Work(gflop=5.0, gbyte=0.1)) == 0.25  # bound by its operations
+    assert share(Work(gflop=5.0, gbyte=1.0)) == 0.5  # bound by memory
+    assert share(Work()) is None
 
 
 def test_the_fastest_tuned_eager_way_is_a_second_baseline(clock):
@@ -105,7 +109,7 @@ def test_a_machine_tells_its_rates_and_versions():
         machine.facts("cuda:99")
 
 
-FACTS = {"device": "a machine", "commit": "abc"}
+FACTS = {"device": "a machine", "commit": "abc", "ceilings": {"gflops": 10.0, "gbytes": 1.0}}
 
 
 def test_recorded_rows_replace_those_of_their_case_and_leave_the_others(tmp_path, clock):
@@ -148,7 +152,10 @@ def test_the_suite_of_the_walk_runs_on_a_small_grid_and_no_row_is_wrong(monkeypa
     assert ended.value.code == 0
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     written = json.loads(out.read_text())
-    assert [{**row, "commit": written["facts"]["commit"]} for row in printed] == written["rows"]
+    rates = written["facts"]["ceilings"]
+    added = [{"commit": written["facts"]["commit"], "of_ceiling": of_ceiling(row, rates)} for row in printed]
+    assert [{**row, **more} for row, more in zip(printed, added, strict=True)] == written["rows"]
+    assert all(0 < row["of_ceiling"] < 1 for row in written["rows"])
     assert {row["row"] for row in printed} >= {"torch dense, 8 squarings", "torch sparse, 256 products", "portable"}
     assert not any(row["wrong"] for row in printed) and all(0 < row["max_error"] < 1e-5 for row in printed)
 

@@ -38,7 +38,7 @@ def test_every_way_to_run_a_network_gives_the_eager_outputs(monkeypatch):
     assert {"onnxruntime fp32", "onnxruntime fp16", "onnxruntime int8"} <= rows.keys()
     assert not any(row.wrong for row in table)
     exact = rows["onnxruntime fp32"]
-    assert exact.max_error is not None and exact.max_error < 1e-4 and exact.images == 2 and exact.of_ceiling
+    assert exact.max_error is not None and exact.max_error < 1e-4 and exact.images == 2 and exact.gflop
     assert exact.strong is not None and exact.strong.startswith("eager, channels_last")
 
 

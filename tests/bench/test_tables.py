@@ -23,10 +23,10 @@ def row(suite: str, case: str, name: str, seconds: float, **values: Any) -> dict
     eager, tuned = SECONDS["eager"] / seconds, SECONDS["tuned"] / seconds
     plain = Result(
         suite=suite, case=case, row=name, baseline="eager", images=2.0, seconds=Seconds(seconds, seconds, seconds),
-        ratio=eager, ratio_q1=eager, ratio_q3=eager, strong="tuned", strong_ratio=tuned, goal=None, of_ceiling=0.5,
-        peak_mb=12.0, max_error=1e-6, agreement=None, wrong=False, x=None, steps=None,
+        ratio=eager, ratio_q1=eager, ratio_q3=eager, strong="tuned", strong_ratio=tuned, goal=None, gflop=1.0,
+        gbyte=None, peak_mb=12.0, max_error=1e-6, agreement=None, wrong=False, x=None, steps=None,
     ).as_dict()  # fmt: skip
-    return plain | {"commit": "abc"} | values
+    return plain | {"commit": "abc", "of_ceiling": 0.5} | values
 
 
 def three(suite: str, case: str, **of_ours: Any) -> list[dict[str, Any]]:
