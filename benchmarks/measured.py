@@ -132,7 +132,7 @@ def headlines(device: Device) -> list[Headline]:
     found = [first(*headline) for headline in HEADLINES]
     networks: dict[str, list[Row]] = {}
     for case, rows in suites.get(NETWORKS, {}).items():
-        networks.setdefault(re.split(r", \d+ x \d+", case)[0], rows)
+        networks.setdefault(re.split(r", (?=\d+ x \d+|batch )", case)[0], rows)
     found += [best(f"network, {precision}", rows, precision) for rows in networks.values() for precision in PRECISIONS]
     found.append(first(*FOLDER))
     return [headline for headline in found if headline is not None]

@@ -110,7 +110,7 @@ def runtimes(
         for precision, path in files.items():
             yield (
                 f"onnxruntime {precision}",
-                session_of(path.read_bytes(), device, where=path, spinning=True),
+                session_of(path.read_bytes(), device, where=path),
                 precision,
             )
     if device == "cpu" and find_spec("openvino"):

@@ -119,14 +119,9 @@ def cut_to_features(data: bytes) -> bytes:
 
 
 def session_of(
-    data: bytes, device: str = "cpu", *, threads: int = 0, where: object = None, allow_fallback: bool = False,
-    spinning: bool = False,
-) -> OnnxNetwork:  # fmt: skip
-    """As `open_onnx`, for the bytes of a model that was checked or made here.
-
-    Args:
-        spinning: threads wait for the next operator at full load: 5 to 15 % faster where nothing else runs.
-    """
+    data: bytes, device: str = "cpu", *, threads: int = 0, where: object = None, allow_fallback: bool = False
+) -> OnnxNetwork:
+    """As `open_onnx`, for the bytes of a model that was checked or made here."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -135,7 +130,7 @@ def session_of(
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
     # Threads that spin between calls would take the cores from those that read, label and write.
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = PROVIDERS[device]
     providers: list[Any] = [(wanted, CUDA_OPTIONS), CPU] if device == "cuda" else [CPU]
     try:
