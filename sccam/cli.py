@@ -60,6 +60,35 @@ def train(
         _print_scores(scores, folder)
 
 
+@app.command()
+def ablate(
+    file: Annotated[Path, typer.Argument(help="TOML file of data, seeds and variants.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the runs and the result.")],
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds at a time, each with its share of the cores.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Trains variants of a recipe over seeds and says what helps; the same command again does only what is missing."""
+    from sccam import ablate as module
+
+    def reporter(name: str) -> LineReporter:
+        if not as_json:
+            print(f"== {name}", file=sys.stderr)
+        return LineReporter(quiet=as_json)
+
+    result = module.ablate(module.read_ablation(file), out, jobs=jobs, reporter_of=reporter)
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        header, lines = module.table(result)
+        _print_table("mIoU in %, mean ± deviation over seeds (difference to the baseline, 95 %)", header, lines)
+        print(f"figures       {out / 'ablation.json'}")
+    for name, error in result["errors"].items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    if result["errors"]:
+        raise typer.Exit(FAILED_INPUTS)
+
+
 @app.command("eval")
 def evaluate(
     predicted: Annotated[Path, typer.Argument(help="Folder of predicted index PNGs.")],

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sccam.artifacts import read_arrays
 from sccam.data.masks import read_mask
 from sccam.runtime.labeler import load_map, walked_scores
 from sccam.runtime.pool import run_jobs
@@ -106,6 +107,30 @@ class Measure:
         }
 
 
+def image_counts(
+    row: Row, class_count: int, masks: Sequence[Path], files: Sequence[Path], stride: int, workers: int
+) -> np.ndarray:
+    """Pixel counts of every image for a row of scores.json, i64 [images C+1 C+2], as `ConfusionMatrix` has them.
+
+    Args:
+        row: of maps (with its threshold), of walked maps (with its alpha) or of labels.
+        masks: ground truth of the images.
+        files: the stored maps, walked maps or labels of the same images.
+        stride: [px per cell] of stored maps.
+    """
+    pairs = zip(files, masks, strict=True)
+    if "threshold" in row:
+        jobs: Any = ((file, mask, stride, (row["threshold"],), class_count) for file, mask in pairs)
+        found = [matrices[0] for matrices in run_jobs(_sweep_job, jobs, workers=workers)]
+    elif "alpha" in row:
+        jobs = ((file, mask, stride, row["alpha"], class_count) for file, mask in pairs)
+        found = list(run_jobs(_walked_once_job, jobs, workers=workers))
+    else:
+        jobs = ((file, mask, class_count) for file, mask in pairs)
+        found = list(run_jobs(_label_job, jobs, workers=workers))
+    return np.stack([matrix.counts for matrix in found])
+
+
 def ids_checksum(ids: Sequence[str]) -> str:
     """SHA-256 of the ids, one a line, in order."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
@@ -128,6 +153,11 @@ def _walked_job(path: Path, mask_path: Path, stride: int, alphas: int, class_cou
         matrix.add(np.concatenate([[0], classes + 1]).astype(np.uint8)[walked.argmax(axis=0)], true)
         matrices.append(matrix)
     return matrices
+
+
+def _walked_once_job(path: Path, mask_path: Path, stride: int, alpha: float, class_count: int) -> ConfusionMatrix:
+    index = int(np.argmin(np.abs(read_arrays(path)["alphas"] - alpha)))
+    return _walked_job(path, mask_path, stride, index + 1, class_count)[index]
 
 
 def _label_job(path: Path, mask_path: Path, class_count: int) -> ConfusionMatrix:

@@ -22,12 +22,15 @@ from sccam.stages.walk import WalkConfig
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """Where and how a run is computed. None of these changes what is computed, but `seed` and `precision`."""
+    """Where, how and how far a run is computed. Only `seed` and `precision` change what its files hold."""
 
     seed: int = field(default=0, metadata={"min": 0})
     device: str = "auto"  # "auto": cuda where there is one, else cpu
     precision: str = field(default="auto", metadata={"choices": ("auto", "fp32", "bf16", "fp16")})
     workers: int = field(default=0, metadata={"min": 0})  # processes for CRF and walk, threads for views; 0: cores
+    until: str = field(
+        default="segmenter", metadata={"choices": ("maps", "pseudo_labels", "segmenter")}
+    )  # last product
 
 
 @dataclass(frozen=True, slots=True)

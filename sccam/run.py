@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,15 @@ from sccam.report.overview import write_overview
 from sccam.stop import StopRequest
 from sccam.structures import Dataset
 from sccam.training import Reporter, Silent, train_all
+from sccam.training.sharing import stage_keys, take_stages
 
 SCHEMA = 1  # of run.json
-FREE_TO_CHANGE = ("run.device", "run.workers", "backends.")  # settings, and tables of them, that a resume may change
+FREE_TO_CHANGE = (
+    "run.device",
+    "run.workers",
+    "run.until",
+    "backends.",
+)  # settings, and tables of them, that a resume may change
 
 
 def train(
@@ -36,6 +43,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    known: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Trains the whole chain and returns the content of scores.json.
 
@@ -46,15 +54,17 @@ def train(
         overrides: settings as "table.name=value".
         resume: go on with the run in `out`, if there is one.
         overwrite: delete the run in `out` first.
+        known: finished stages of other runs on the same data, by their keys: see `training.sharing`.
 
     Raises:
         DataError, ConfigError, RunFolderError, Interrupted: see their texts.
     """
     reporter = reporter or Silent()
     settings = _settings(config, overrides)
-    dataset = _dataset(data, settings)
+    dataset = open_data(data, settings)
     with RunFolder(out) as folder, StopRequest().listening() as stop:
         _prepare(folder, settings, dataset, resume=resume, overwrite=overwrite)
+        take_stages(folder, stage_keys(settings, data_checksum(dataset)), known or {})
         try:
             scores = train_all(dataset, settings, folder, reporter, stop)
         except Interrupted as error:
@@ -64,7 +74,8 @@ def train(
         except BaseException:
             folder.update(status="failed")
             raise
-        write_overview(folder, dataset, settings)
+        if settings.run.until == "segmenter":
+            write_overview(folder, dataset, settings)
         folder.update(status="finished", ended=_now())
     return scores
 
@@ -72,7 +83,7 @@ def train(
 def plan(data: Path | str, config: RunConfig | str, overrides: list[str] | None = None) -> dict[str, Any]:
     """What a run would do, after the same checks of input and settings; nothing is written."""
     settings = _settings(config, overrides)
-    dataset = _dataset(data, settings)
+    dataset = open_data(data, settings)
     rounds = settings.classify.rounds
     return {
         "data": str(dataset.root),
@@ -116,7 +127,8 @@ def _settings(config: RunConfig | str, overrides: list[str] | None) -> RunConfig
     return load_config(config, overrides or [])
 
 
-def _dataset(data: Path | str, settings: RunConfig) -> Dataset:
+def open_data(data: Path | str, settings: RunConfig) -> Dataset:
+    """The images, tags and masks that a run with these settings reads."""
     return open_dataset(
         data,
         train_list=settings.data.train_list,
@@ -128,7 +140,7 @@ def _dataset(data: Path | str, settings: RunConfig) -> Dataset:
 def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume: bool, overwrite: bool) -> None:
     """Makes a new run, or checks that the one in the folder follows the same plan. run.json marks a folder as a run."""
     state, config_path = folder.state(), folder / "config.toml"
-    data = {"root": str(dataset.root.resolve()), "sha256": _data_checksum(dataset)}
+    data = {"root": str(dataset.root.resolve()), "sha256": data_checksum(dataset)}
     if "schema" in state and (overwrite or state.get("status") == "deleting"):
         folder.update(status="deleting")  # a kill from here on leaves a folder that says so
         for entry in folder.path.iterdir():
@@ -178,10 +190,12 @@ def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume
             where=folder.path,
             fix="resume with the run's own settings (-c RUN/config.toml) and data, or start another with --out",
         )
+    if toml.differences(toml.load(RunConfig, config_path), settings):  # in what a resume may change
+        write_text(config_path, toml.dump(settings))
     folder.update(status="running")
 
 
-def _data_checksum(dataset: Dataset) -> str:
+def data_checksum(dataset: Dataset) -> str:
     """SHA-256 of classes, ids and tags: what the rows of every stored array stand for."""
     digest = hashlib.sha256("\n".join(dataset.classes).encode())
     for part in (dataset.train, dataset.val):

@@ -9,7 +9,8 @@ so class c is label c + 1; 255 is "ignore". Arrays are NumPy unless a name says 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,13 @@ class TaggedImages:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.labels.classes
+
+    def only(self, ids: Iterable[str]) -> TaggedImages:
+        """The images with the given ids, in their order here."""
+        wanted = set(ids)
+        rows = [n for n, id in enumerate(self.ids) if id in wanted]
+        labels = replace(self.labels, present=self.labels.present[rows], ids=tuple(self.ids[n] for n in rows))
+        return replace(self, paths=tuple(self.paths[n] for n in rows), labels=labels)
 
     def __len__(self) -> int:
         return len(self.paths)

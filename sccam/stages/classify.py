@@ -5,7 +5,8 @@
 Source: Chang et al., CVPR 2020, Eq. 3 and Algorithm 1; authors' code train_cls.py.
 Both terms are sigmoid cross-entropies averaged over their own logits. So lambda and K interact: a parent logit
 weighs 1/C, a sub-category logit lambda/S; with lambda = 5 and K = 10 that is half of a parent logit, and it halves
-again when K doubles. This file follows the paper and leaves lambda as it is for every K.
+again when K doubles. `sub_weight_rule = "paper"` leaves lambda as it is for every K; "per_class" multiplies it by
+S / (10 C), so that each sub-category logit weighs what it weighs with the paper's ten clusters a class.
 Differs: the paper describes an extra 3x3 convolution before the heads; the authors' code has none, nor has this.
 
     symbol   name here       shape
@@ -25,6 +26,8 @@ from sccam.data.transforms import AugmentConfig
 from sccam.errors import ConfigError
 from sccam.stages.optim import OptimiserConfig
 
+PAPER_K = 10  # clusters a class, §4.2
+
 
 @dataclass(frozen=True, slots=True)
 class ClassifyConfig:
@@ -35,6 +38,7 @@ class ClassifyConfig:
     schedule_epochs: tuple[int, ...] = (15, 61, 61, 61)  # T of the learning rate, in epochs
     batch: int = field(default=16, metadata={"min": 1})
     sub_weight: float = field(default=5.0, metadata={"min": 0.0})  # lambda of Eq. 3
+    sub_weight_rule: str = field(default="paper", metadata={"choices": ("paper", "per_class")})
     restart: str = field(default="pretrained", metadata={"choices": ("pretrained", "previous")})  # trunk of a new round
     augment: AugmentConfig = AugmentConfig()
     round0_crop: int = field(default=448, metadata={"min": 16})  # [px] in round 0; psa's own classifier
@@ -53,6 +57,13 @@ class ClassifyConfig:
         epochs = self.epochs[min(round_index, len(self.epochs) - 1)]
         schedule = self.schedule_epochs[min(round_index, len(self.schedule_epochs) - 1)] if self.schedule_epochs else 0
         return epochs, max(epochs, schedule)
+
+
+def sub_weight_of(config: ClassifyConfig, classes: int, subcategories: int) -> float:
+    """lambda of a round, for C classes and S sub-categories."""
+    if config.sub_weight_rule == "paper":
+        return config.sub_weight
+    return config.sub_weight * subcategories / (PAPER_K * classes)
 
 
 def joint_loss(

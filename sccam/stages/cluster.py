@@ -4,7 +4,9 @@ Source: Chang et al., CVPR 2020, Eq. 2 and Algorithm 1; authors' code create_pse
 Followed: one fit per class over every image that carries the class, raw Euclidean features, k-means++; an image
 with several classes enters several fits with the same vector. `n_init` is stated because scikit-learn's default
 fell from the 10 restarts of the authors' day to 1.
-Differs: K is capped by the number of different vectors of a class, where the authors' code stops with an error
+Differs, and only where a setting asks for it: features may be whitened and scaled to length 1, and K chosen for each
+class from its features (choose_k.py; the paper names that as future work).
+Differs always: K is capped by the number of different vectors of a class, where the authors' code stops with an error
 (too few images) or silently returns fewer clusters (equal vectors). So K may differ by class, and blocks are found
 through `parent`, not by dividing an index by K.
 
@@ -23,6 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sccam.errors import NumericError, ShapeError
+from sccam.stages.choose_k import by_first_neighbours, by_silhouette, prepared
 from sccam.structures import FloatArray, IntArray, LabelSet, SubcategoryLabels
 
 
@@ -30,7 +33,13 @@ from sccam.structures import FloatArray, IntArray, LabelSet, SubcategoryLabels
 class ClusterConfig:
     """Settings of Eq. 2."""
 
+    clusters: str = field(default="paper", metadata={"choices": ("paper", "silhouette", "first_neighbours")})
+    """How many a class gets: "paper" k for each; others choose 1 to k from its features, see choose_k.py."""
     k: int = field(default=10, metadata={"min": 1})  # clusters per class; paper §4.2
+    min_size: int = field(default=1, metadata={"min": 1})  # images a cluster, on average: a class has at most N / this
+    min_silhouette: float = field(default=0.05, metadata={"min": -1.0, "max": 1.0})  # below it a class is one cluster
+    normalise: bool = False  # features to length 1, as spherical k-means has them
+    whiten: int = field(default=0, metadata={"min": 0})  # principal components of all images, whitened; 0: raw features
     n_init: int = field(default=10, metadata={"min": 1})  # restarts; scikit-learn's default in 2020
     max_iterations: int = field(default=300, metadata={"min": 1})  # create_pseudo_label.py
 
@@ -83,6 +92,7 @@ def cluster_subcategories(
     if not np.isfinite(features).all():
         bad = labels.ids[int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])]
         raise NumericError("a feature is NaN or infinite", where=f"image {bad}", why="the classifier diverged")
+    features = prepared(features, whiten=config.whiten, normalise=config.normalise)
     blocks, parent = [], []
     for c in range(len(labels.classes)):
         members = labels.present[:, c]
@@ -96,9 +106,19 @@ def cluster_subcategories(
 
 def _clusters(points: FloatArray, config: ClusterConfig, seed: int, fit: KMeans) -> tuple[np.ndarray, int]:
     """Cluster of each point, and the number of clusters: at most K and at most the number of different points."""
-    k = max(1, min(config.k, len({row.tobytes() for row in points + 0.0})))  # + 0.0: -0 equals 0
-    if k == 1:
+    different = len({row.tobytes() for row in points + 0.0})  # + 0.0: -0 equals 0
+    most = max(1, min(config.k, different, len(points) // config.min_size))
+
+    def fitted(k: int) -> IntArray:
+        return fit(points, k, n_init=config.n_init, max_iterations=config.max_iterations, seed=seed).assignment
+
+    if most == 1:
         return np.zeros(len(points), dtype=np.int64), 1
-    found = fit(points, k, n_init=config.n_init, max_iterations=config.max_iterations, seed=seed)
-    used, assignment = np.unique(found.assignment, return_inverse=True)
+    if config.clusters == "paper":
+        found = fitted(most)
+    elif config.clusters == "silhouette":
+        found = by_silhouette(points, fitted, most, config.min_silhouette)
+    else:
+        found = by_first_neighbours(points, fitted, most, config.min_silhouette)
+    used, assignment = np.unique(found, return_inverse=True)
     return assignment, len(used)

@@ -11,6 +11,8 @@
     segment/...     DeepLab, then its masks                                                       segmenter.py
     scores          every stage against the true masks, if there are any                          scores.py
 
+With `run.until` a run ends after the maps or the pseudo labels, and may go on later.
+
 A stage that is marked finished in run.json is skipped; one that was cut off continues from its files.
 Trainers receive `TaggedImages`, which has no masks; only the last stage and `data` see `TrueMasks`.
 """
@@ -32,7 +34,12 @@ from sccam.training.rounds import classify, cluster, make_maps
 from sccam.training.scores import measure
 from sccam.training.segmenter import predict, train_segmenter
 
-__all__ = ["Reporter", "RunContext", "Silent", "train_all"]
+__all__ = ["Reporter", "RunContext", "Silent", "scores_stage", "train_all"]
+
+
+def scores_stage(until: str) -> str:
+    """The name of the last stage: a run that goes farther than before measures anew."""
+    return "scores" if until == "segmenter" else f"scores/{until}"
 
 
 def train_all(
@@ -52,11 +59,14 @@ def train_all(
         if r in measured_rounds:
             run.stage(f"round{r}/maps", partial(make_maps, run, r))
     run.stage("threshold", partial(choose_threshold, run))
-    run.stage("affinity/labels", partial(make_affinity_labels, run))
-    run.stage("affinity/train", partial(train_affinity, run))
-    run.stage("walk", partial(walk, run))
-    run.stage("pseudo_labels", partial(make_pseudo_labels, run))
-    run.stage("segment/train", partial(train_segmenter, run))
-    run.stage("segment/predict", partial(predict, run))
-    run.stage("scores", partial(measure, run, measured_rounds))
+    until = config.run.until
+    if until != "maps":
+        run.stage("affinity/labels", partial(make_affinity_labels, run))
+        run.stage("affinity/train", partial(train_affinity, run))
+        run.stage("walk", partial(walk, run))
+        run.stage("pseudo_labels", partial(make_pseudo_labels, run))
+    if until == "segmenter":
+        run.stage("segment/train", partial(train_segmenter, run))
+        run.stage("segment/predict", partial(predict, run))
+    run.stage(scores_stage(until), partial(measure, run, measured_rounds))
     return dict(read_json(folder / "scores.json"))

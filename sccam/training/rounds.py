@@ -15,7 +15,7 @@ from sccam.nets.cam_net import CamNet
 from sccam.runtime.labeler import save_map
 from sccam.runtime.network_torch import pooled_features, score_views
 from sccam.stages.cam import activation_map
-from sccam.stages.classify import joint_loss
+from sccam.stages.classify import joint_loss, sub_weight_of
 from sccam.stages.cluster import cluster_subcategories
 from sccam.structures import SubcategoryLabels
 from sccam.training.context import RunContext
@@ -62,6 +62,10 @@ def classify(run: RunContext, r: int) -> None:
     if subcategories is not None:
         sub_targets = torch.from_numpy(subcategories.present).float().to(run.compute.device)
 
+    weight = 0.0
+    if subcategories is not None:
+        weight = sub_weight_of(config, len(run.dataset.classes), len(subcategories.parent))
+
     def loss_of(batch: TrainingBatch) -> Tensor:
         parent_logits, sub_logits = net(run.inputs(batch, net.backbone))
         rows = torch.from_numpy(batch.rows).to(run.compute.device)
@@ -70,7 +74,7 @@ def classify(run: RunContext, r: int) -> None:
             None if sub_logits is None else sub_logits.float(),
             parent_targets[rows],
             None if sub_targets is None else sub_targets[rows],
-            config.sub_weight,
+            weight,
         )
 
     epochs, schedule_epochs = config.epochs_of(r)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,6 @@ from sccam.artifacts import write_json
 from sccam.measure import Measure
 from sccam.runtime.labeler import threshold_from_images
 from sccam.stages.affinity_labels import AFFINITY_STRIDE
-from sccam.structures import TaggedImages
 from sccam.training.context import RunContext
 from sccam.training.labels import read_choice, walk_alphas
 from sccam.training.segmenter import segmented_parts
@@ -24,7 +22,9 @@ def measure(run: RunContext, rounds: Iterable[int]) -> None:
     Args:
         rounds: whose maps were made.
     """
-    rows = [*_rows_with_tags(run, rounds), *_rows_without_tags(run)]
+    rows = _rows_with_tags(run, rounds)
+    if run.config.run.until == "segmenter":
+        rows += rows_without_tags(run)
     if not rows:
         run.reporter.message("note: there are no masks, so nothing could be measured")
     network = run.config.network
@@ -52,7 +52,7 @@ def _rows_with_tags(run: RunContext, rounds: Iterable[int]) -> list[dict[str, An
     if not on_train.ids:
         return []
     rows: list[dict[str, Any]] = []
-    measurable = _only(run.dataset.train, on_train.ids)
+    measurable = run.dataset.train.only(on_train.ids)
     for r in rounds:
         paths, chosen = partial(run.folder.activation_map, r), choice.threshold
         if r != run.last_round:
@@ -65,12 +65,14 @@ def _rows_with_tags(run: RunContext, rounds: Iterable[int]) -> list[dict[str, An
             chosen,
             config.measure.oracle_steps,
         )
+    if config.run.until == "maps":
+        return rows
     alphas = walk_alphas(run)
     rows += on_train.walked(run.folder.walked_map, AFFINITY_STRIDE, alphas, config.walk.alpha, alphas[0])
     return [*rows, on_train.labels("pseudo_labels", run.folder.pseudo_label, tags_used=True)]
 
 
-def _rows_without_tags(run: RunContext) -> list[dict[str, Any]]:
+def rows_without_tags(run: RunContext) -> list[dict[str, Any]]:
     """The segmenter's masks, with and without a CRF."""
     rows = []
     for part in segmented_parts(run):
@@ -90,11 +92,3 @@ def peak_memory_mb() -> float | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
-
-
-def _only(images: TaggedImages, ids: Sequence[str]) -> TaggedImages:
-    """The images with the given ids, in their order."""
-    wanted = set(ids)
-    rows = [n for n, id in enumerate(images.ids) if id in wanted]
-    labels = replace(images.labels, present=images.labels.present[rows], ids=tuple(images.ids[n] for n in rows))
-    return replace(images, paths=tuple(images.paths[n] for n in rows), labels=labels)
