@@ -1,7 +1,7 @@
 """Do ratios come out the same a second time? Compares two files of `sccam bench` from one machine.
 
-sccam bench walk crf merge labels --out /tmp/again.json      # the same suites and arguments as the first time
-python benchmarks/repeat.py benchmarks/results/DEVICE-DATE.json /tmp/again.json      # results/repeat.json
+sccam bench walk crf merge labels --out again.json      # the same suites and arguments as the first time
+python benchmarks/repeat.py benchmarks/results/DEVICE-DATE.json again.json      # results/repeat.json
 """
 
 from __future__ import annotations

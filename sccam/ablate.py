@@ -35,10 +35,10 @@ import numpy as np
 from sccam import config as toml
 from sccam.artifacts import RunFolder, read_arrays, read_json, write_arrays, write_json
 from sccam.data.text import nearest
-from sccam.errors import ConfigError, Interrupted, SccamError
+from sccam.errors import ConfigError, Interrupted, RunFolderError, SccamError
 from sccam.measure import image_counts
 from sccam.recipe import RunConfig, load_config
-from sccam.run import data_checksum, open_data, train
+from sccam.run import changed_settings, data_checksum, open_data, train
 from sccam.runtime.pool import worker_count
 from sccam.stages.affinity_labels import AFFINITY_STRIDE
 from sccam.stages.bootstrap import mean_iou, paired_bootstrap
@@ -133,6 +133,7 @@ def ablate(
 
     Raises:
         Interrupted: by a signal; the same call goes on.
+        RunFolderError: a variant of that name was trained with other settings.
         SccamError: of the data as a whole. A variant that fails has its error in the result instead of figures.
     """
     with RunFolder(out) as folder:
@@ -172,6 +173,13 @@ def _train_seed(
     for variant in plan.variants:
         place, name = run_folder(out, variant, seed), f"{variant}, seed {seed}"
         until = plan.settings(variant, seed).run.until
+        if (place / "config.toml").exists():  # else a finished run of other settings would pass for this variant
+            changed = changed_settings(place / "config.toml", plan.settings(variant, seed))
+            if changed:
+                raise RunFolderError(
+                    f"the variant {variant} had other settings\n" + "\n".join(f"    {line}" for line in changed),
+                    where=place, fix="give the variant another name, or choose another --out",
+                )  # fmt: skip
         if RunFolder(place).finished(scores_stage(until)):
             continue
         settings = toml.override(plan.settings(variant, seed), [f"run.workers={workers}"])

@@ -173,11 +173,7 @@ def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume
         )
     if not config_path.exists():  # a new run, or one that was killed before it wrote its plan
         write_text(config_path, toml.dump(settings))
-    changed = [
-        line
-        for line in toml.differences(toml.load(RunConfig, config_path), settings)
-        if not line.startswith(tuple(name if name.endswith(".") else f"{name}:" for name in FREE_TO_CHANGE))
-    ]
+    changed = changed_settings(config_path, settings)
     began = folder.state().get("data", {})
     if began.get("root") != data["root"]:
         changed.append(f"data: {began.get('root')} -> {data['root']}")
@@ -193,6 +189,12 @@ def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume
     if toml.differences(toml.load(RunConfig, config_path), settings):  # in what a resume may change
         write_text(config_path, toml.dump(settings))
     folder.update(status="running")
+
+
+def changed_settings(config_path: Path, settings: RunConfig) -> list[str]:
+    """Settings of a run's config.toml that are others now and that a resume may not change, a line each."""
+    free = tuple(name if name.endswith(".") else f"{name}:" for name in FREE_TO_CHANGE)
+    return [line for line in toml.differences(toml.load(RunConfig, config_path), settings) if not line.startswith(free)]
 
 
 def data_checksum(dataset: Dataset) -> str:

@@ -16,7 +16,7 @@ from sccam import config as toml
 from sccam.ablate import Ablation, ablate, read_ablation, run_folder
 from sccam.artifacts import RunFolder, read_json, sha256
 from sccam.data.sample import draw_sample
-from sccam.errors import ConfigError, NumericError, ShapeError
+from sccam.errors import ConfigError, NumericError, RunFolderError, ShapeError
 from sccam.recipe import RunConfig, load_config
 from sccam.run import train
 from sccam.stages.bootstrap import mean_iou, paired_bootstrap
@@ -192,6 +192,10 @@ def test_shared_stages_are_done_once_and_the_result_is_that_of_runs_of_their_own
     change, plain = maps["difference"], result["variants"]["plain"]["rows"]
     reference = next(r["mean"] for r in plain if r["stage"] == "maps" and r["column"] == "image_only")
     assert change["mean"] == pytest.approx(maps["mean"] - reference, abs=1e-6) and change["low"] <= change["high"]
+
+    other = dataclasses.replace(plan, variants={**plan.variants, "three": (*TINY, "cluster.k=4")})
+    with pytest.raises(RunFolderError, match="three had other settings"):
+        ablate(other, tmp_path / "out")
 
     def nothing(*_: Any, **__: Any) -> None:
         raise AssertionError("a finished run was trained again")

@@ -4,8 +4,8 @@
     centre prior       every pixel of an ellipse in the middle of the image is its tagged class, the rest background
     supervised         the run's segmenter, trained on the true masks of the training images: the ceiling
 
-The supervised network is the one trainer that is given masks. It is a run of its own, which says so in every file, and
-nothing of it can be taken by another run.
+The supervised network is the one trainer that is given masks. It is a run of its own, which says so in run.json and
+scores.json, and nothing of it can be taken by another run.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The key of a stage is a digest of the settings that it reads and of the keys of the stages whose output it reads. Two
 runs on the same data with equal keys would write the same files, so one may take them from the other. Where and how a
-run is computed (device, processes, rows of the backend table) is part of every key: other rounding makes other files.
+run is computed (device, precision, rows of the backend table) is part of every key: other rounding makes other files.
 """
 
 from __future__ import annotations
