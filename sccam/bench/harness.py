@@ -21,7 +21,7 @@ from sccam.bench.machine import PeakMemory, waiter
 
 ROUNDS = 9  # after one round of warm-up
 QUICK_ROUNDS = 3
-SHORTEST = 0.5  # [s] a faster contestant is run several times within a round: one short run is at the mercy of the last one
+SHORTEST = 0.5  # [s] a faster contestant is run several times within a round
 MOST_REPEATS = 300
 
 
