@@ -71,8 +71,12 @@ class Ablation:
         return load_config(self.config, [*self.variants[variant], f"run.seed={seed}"])
 
 
-def read_ablation(path: Path | str) -> Ablation:
+def read_ablation(path: Path | str, folder: Path | None = None) -> Ablation:
     """The plan in a TOML file; every variant's settings are read once, so that a bad one ends before any work.
+
+    Args:
+        path: the file.
+        folder: of the images, in place of the one that the file names.
 
     Raises:
         ConfigError: the file is missing or not TOML; an unknown key, a wrong type, an impossible setting.
@@ -87,7 +91,7 @@ def read_ablation(path: Path | str) -> Ablation:
             raise ConfigError(
                 f"unknown key {key!r}", where=path, why=nearest(key, KEYS), fix=f"known: {', '.join(KEYS)}"
             )
-    data, config = content.get("data"), content.get("config", "photos")
+    data, config = content.get("data", None if folder is None else str(folder)), content.get("config", "photos")
     seeds, variants = content.get("seeds", [0]), content.get("variants")
     if not isinstance(data, str):
         raise ConfigError("data must name a folder", where=path, fix='data = "photos"')
@@ -110,7 +114,7 @@ def read_ablation(path: Path | str) -> Ablation:
         raise ConfigError("ceiling must be true or false", where=path)
     beside = path.parent / config
     plan = Ablation(
-        path.parent / data, str(beside) if beside.is_file() else config, tuple(seeds), baseline,
+        folder or path.parent / data, str(beside) if beside.is_file() else config, tuple(seeds), baseline,
         {name: tuple(settings) for name, settings in variants.items()}, ceiling,
     )  # fmt: skip
     for name in variants:
@@ -238,6 +242,7 @@ def summary(plan: Ablation, out: Path, errors: Mapping[str, str]) -> dict[str, A
             "seeds": sorted(by_seed),
             "seconds": _seconds(plan, out, variant),
             "rows": rows,
+            "hidden": _hidden(plan, out, variant, sorted(by_seed)),
         }
     return {
         "data": plan.data.resolve().name,
@@ -278,13 +283,25 @@ def _scores(plan: Ablation, out: Path, variant: str) -> dict[int, dict[RowKey, R
         if not folder.finished(scores_stage(plan.settings(variant, seed).run.until)):
             continue
         rows = read_json(folder / "scores.json")["rows"]
-        last = f"maps/round{plan.settings(variant, seed).classify.rounds}"
+        last = f"maps/round{plan.settings(variant, seed).last_round}"
         found[seed] = {}
         for row in rows:
             found[seed][row["stage"], row["column"], row["split"]] = row
             if row["stage"] == last:
                 found[seed]["maps", row["column"], row["split"]] = row
     return found
+
+
+def _hidden(plan: Ablation, out: Path, variant: str, seeds: Sequence[int]) -> list[Row]:
+    """Of each round the mean over seeds of what only the drawn set can tell; empty for other data."""
+    found: dict[int, list[Row]] = {}
+    for seed in seeds:
+        for row in read_json(run_folder(out, variant, seed) / "scores.json").get("hidden", []):
+            found.setdefault(row["round"], []).append(row)
+    return [
+        {name: round(statistics.fmean(row[name] for row in rows), 4) for name in rows[0]}
+        for _, rows in sorted(found.items())
+    ]
 
 
 def _row_keys(by_seed: Mapping[int, Mapping[RowKey, Row]]) -> list[RowKey]:

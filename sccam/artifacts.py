@@ -266,15 +266,23 @@ class RunFolder:
 
     @property
     def segmenter(self) -> Path:
-        """Weights of the segmenter."""
+        """Weights of the segmenter that learned the pseudo labels."""
         return self / "segmenter.safetensors"
+
+    @property
+    def self_trained(self) -> Path:
+        """Weights of the segmenter that learned on from its own masks."""
+        return self / "self_trained/segmenter.safetensors"
 
     def classifier(self, r: int) -> Path:
         """Weights of the classifier of round r."""
         return self / f"round{r}/cam_net.safetensors"
 
     def weights(self, kind: str) -> Path:
-        """Weights of a network: "cam_net" (of the last round that is there), "affinity_net" or "segmenter"."""
+        """Weights of a network: "cam_net" (of the last round that is there), "affinity_net" or "segmenter" (the
+        self-trained one, if there is one)."""
+        if kind == "segmenter" and self.self_trained.exists():
+            return self.self_trained
         if kind != "cam_net":
             return self / f"{kind}.safetensors"
         rounds = [int(path.parent.name.removeprefix("round")) for path in self.path.glob("round*/cam_net.safetensors")]
@@ -295,6 +303,10 @@ class RunFolder:
     def pseudo_label(self, id: str) -> Path:
         """Pseudo label of a training image."""
         return self / f"pseudo_labels/{id}.png"
+
+    def self_label(self, id: str) -> Path:
+        """The segmenter's own mask of a training image, that it learns on from."""
+        return self / f"self_labels/{id}.png"
 
     def prediction(self, split: str, id: str, *, crf: bool = False) -> Path:
         """The segmenter's mask of an image, with or without a CRF behind it."""

@@ -64,6 +64,7 @@ def train(
 def ablate(
     file: Annotated[Path, typer.Argument(help="TOML file of data, seeds and variants.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the runs and the result.")],
+    data: Annotated[Path | None, typer.Option(help="Image folder, in place of the one that FILE names.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Seeds at a time, each with its share of the cores.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
     verbose: Verbose = False,
@@ -76,7 +77,7 @@ def ablate(
             print(f"== {name}", file=sys.stderr)
         return LineReporter(quiet=as_json)
 
-    result = module.ablate(module.read_ablation(file), out, jobs=jobs, reporter_of=reporter)
+    result = module.ablate(module.read_ablation(file, data), out, jobs=jobs, reporter_of=reporter)
     if as_json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:

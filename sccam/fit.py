@@ -40,6 +40,7 @@ def fit(
     stop: StopRequest,
     on_step: Callable[[int, int], None],
     on_epoch: Callable[[int, float, float], None],
+    average: float = 0.0,
 ) -> None:
     """Trains `model` in place for `epochs`, from its checkpoint if there is one.
 
@@ -51,6 +52,7 @@ def fit(
         checkpoint: file that is written after every epoch and at least every five minutes.
         on_step: called with (steps done, steps in all).
         on_epoch: called with (epoch, mean loss, images per second).
+        average: decay of an exponential mean of the weights, which the model has in the end; 0 keeps the last ones.
 
     Raises:
         NumericError: the loss is NaN or infinite; the last checkpoint stays.
@@ -60,7 +62,8 @@ def fit(
     scaler = torch.amp.GradScaler(torch.device(compute.device).type, enabled=compute.precision == "fp16")
     total = epochs * loader.steps
     horizon = schedule_epochs * loader.steps
-    done = _restore(checkpoint, model, optimiser, scaler) if checkpoint.exists() else 0
+    mean = Average(model, average) if average > 0 else None
+    done = _restore(checkpoint, model, optimiser, scaler, mean) if checkpoint.exists() else 0
     saved_at = time.monotonic()
     model.train()
     for epoch in range(done // loader.steps if loader.steps else 0, epochs):
@@ -84,37 +87,82 @@ def fit(
                 scaler.step(optimiser)
                 scaler.update()
             done += 1
+            if mean is not None:
+                mean.add(model, done)
             losses.append(value)
             on_step(done, total)
             if done % loader.steps == 0:
                 break  # the epoch is told and saved below
             if stop.signal is not None or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                _save(checkpoint, model, optimiser, scaler, done)
+                _save(checkpoint, model, optimiser, scaler, done, mean)
                 saved_at = time.monotonic()
                 stop.check()
         seconds = max(1e-9, time.monotonic() - started)
         if losses:
             on_epoch(epoch, sum(losses) / len(losses), len(losses) * loader.batch / seconds)
-        _save(checkpoint, model, optimiser, scaler, done)
+        _save(checkpoint, model, optimiser, scaler, done, mean)
         saved_at = time.monotonic()
         stop.check()
+    if mean is not None:
+        mean.give(model)
     model.eval()
 
 
+class Average:
+    """An exponential mean of a model's weights, shorter over the first steps so that it forgets the start.
+
+    Source: Tarvainen and Valpola, Mean teachers, NeurIPS 2017, §3 and its ramp of the decay.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: parameter.detach().clone() for name, parameter in _learned(model)}
+
+    @torch.no_grad()
+    def add(self, model: nn.Module, step: int) -> None:
+        """The weights after a step, counted from 1."""
+        decay = min(self.decay, step / (step + 10))
+        for name, parameter in _learned(model):
+            self.tensors[name].lerp_(parameter.detach(), 1 - decay)
+
+    @torch.no_grad()
+    def give(self, model: nn.Module) -> None:
+        """Puts the mean into the model."""
+        for name, parameter in _learned(model):
+            parameter.copy_(self.tensors[name])
+
+
+def _learned(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 def _save(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, done: int
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    done: int,
+    mean: Average | None,
 ) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value)
+    if mean is not None:
+        tensors |= {f"mean.{name}": tensor for name, tensor in mean.tensors.items()}
     tensors["done"] = torch.tensor(done)
     tensors["scale"] = torch.tensor(float(scaler.get_scale()), dtype=torch.float64)
     write_tensors(path, tensors)
 
 
-def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> int:
+def _restore(
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    mean: Average | None,
+) -> int:
     tensors = read_tensors(path)
     try:
         model.load_state_dict({name[6:]: tensors[name] for name in tensors if name.startswith("model.")})
@@ -126,6 +174,9 @@ def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, sca
                 _, index, key = name.split(".", 2)
                 layout["state"].setdefault(int(index), {})[key] = tensor
         optimiser.load_state_dict(layout)
+        if mean is not None:
+            for name, tensor in mean.tensors.items():
+                tensor.copy_(tensors[f"mean.{name}"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise RunFolderError(
             f"the checkpoint does not fit this network: {error}",

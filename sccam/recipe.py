@@ -14,7 +14,9 @@ from sccam.stages.cam import CamConfig
 from sccam.stages.classify import ClassifyConfig
 from sccam.stages.cluster import ClusterConfig
 from sccam.stages.crf import DEEPLAB, CrfConfig
+from sccam.stages.prototypes import PrototypeConfig
 from sccam.stages.pseudo_label import PseudoLabelConfig
+from sccam.stages.reactivate import ReactivateConfig
 from sccam.stages.segment import SegmentConfig
 from sccam.stages.threshold import ThresholdConfig
 from sccam.stages.walk import WalkConfig
@@ -74,6 +76,8 @@ class RunConfig:
     network: NetworkConfig = NetworkConfig()
     cluster: ClusterConfig = ClusterConfig()
     classify: ClassifyConfig = ClassifyConfig()
+    reactivate: ReactivateConfig = ReactivateConfig()
+    prototypes: PrototypeConfig = PrototypeConfig()
     cam: CamConfig = CamConfig()
     threshold: ThresholdConfig = ThresholdConfig()
     affinity: AffinityConfig = AffinityConfig()
@@ -81,6 +85,25 @@ class RunConfig:
     pseudo_label: PseudoLabelConfig = PseudoLabelConfig()
     segment: SegmentConfig = SegmentConfig()
     measure: MeasureConfig = MeasureConfig()
+
+    @property
+    def rounds(self) -> tuple[str, ...]:
+        """What each round is: "plain", then "subcategories", and, where they are on, "reactivated" and "prototypes"."""
+        kinds = ["plain", *["subcategories"] * self.classify.rounds]
+        kinds += ["reactivated"] * (self.reactivate.epochs > 0) + ["prototypes"] * (self.prototypes.k > 0)
+        return tuple(kinds)
+
+    def epochs_of(self, r: int) -> int:
+        """Epochs that round r trains for."""
+        kind = self.rounds[r]
+        if kind in ("plain", "subcategories"):
+            return self.classify.epochs_of(r)[0]
+        return self.reactivate.epochs if kind == "reactivated" else 0
+
+    @property
+    def last_round(self) -> int:
+        """The one whose maps become pseudo labels."""
+        return len(self.rounds) - 1
 
 
 def built_in_configs() -> dict[str, Path]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from sccam import __version__
 from sccam import config as toml
+from sccam.advice import advice
 from sccam.artifacts import RunFolder, write_text
 from sccam.data import open_dataset
 from sccam.data.checks import check_cluster_counts
@@ -95,12 +96,14 @@ def plan(data: Path | str, config: RunConfig | str, overrides: list[str] | None 
             *dataset.warnings,
             *(check_cluster_counts(dataset, settings.cluster.k) if rounds else ()),
         ],
+        "advice": advice(dataset, settings),
         "classifier_steps": [
-            settings.classify.epochs_of(r)[0] * max(1, len(dataset.train) // settings.classify.batch)
-            for r in range(rounds + 1)
+            settings.epochs_of(r) * max(1, len(dataset.train) // settings.classify.batch)
+            for r in range(len(settings.rounds))
         ],
         "affinity_steps": settings.affinity.epochs * max(1, len(dataset.train) // settings.affinity.batch),
-        "segmenter_steps": settings.segment.epochs * max(1, len(dataset.train) // settings.segment.batch),
+        "segmenter_steps": (settings.segment.epochs + settings.segment.self_epochs)
+        * max(1, len(dataset.train) // settings.segment.batch),
         "config": toml.to_dict(settings),
     }
 
@@ -111,6 +114,7 @@ def plan_text(plan: dict[str, Any], folder: Path) -> str:
         f"data        {plan['data']}: {plan['train_images']} training images, {plan['val_images']} for validation,"
         f" {len(plan['classes'])} classes, {plan['masks_for_measuring']} masks (for measuring only)",
         *(f"note        {warning}" for warning in plan["warnings"]),
+        *(f"advice      {line}" for line in plan["advice"]),
         f"classifier  steps by round: {', '.join(map(str, plan['classifier_steps']))}",
         f"affinity    {plan['affinity_steps']} steps",
         f"segmenter   {plan['segmenter_steps']} steps",

@@ -247,6 +247,7 @@ def test_a_file_is_read_with_its_data_beside_it(tmp_path):
     text = 'data = "photos"\nconfig = "demo"\nseeds = [3, 1]\n[variants]\nplain = ["classify.rounds=0"]\nfull = []\n'
     plan = read_ablation(write(tmp_path / "a.toml", text))
     assert plan == Ablation(tmp_path / "photos", "demo", (3, 1), "plain", {"plain": ("classify.rounds=0",), "full": ()})
+    assert read_ablation(tmp_path / "a.toml", tmp_path / "other").data == tmp_path / "other"
     assert plan.settings("plain", 3).run.seed == 3 and plan.settings("plain", 3).classify.rounds == 0
 
 

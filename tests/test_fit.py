@@ -174,6 +174,28 @@ def test_a_run_may_be_stopped_again_and_again(images, tmp_path):
     assert equal(run.fit(), whole)
 
 
+def test_the_mean_of_the_weights_survives_a_power_cut_in_any_step_and_is_the_formula(images, tmp_path):
+    run, seen = Run(images, tmp_path / "whole", average=0.6), []
+
+    def watched(net: nn.Module, batch: TrainingBatch) -> Tensor:
+        seen.append(net.get_parameter("first.weight").detach().clone())  # before each step
+        return net(CPU.normalised(batch.pixels, (0.5,) * 3, (0.25,) * 3)).square().mean()
+
+    whole = run.fit(loss_of=watched)
+    seen.append(read_tensors(run.checkpoint)["model.first.weight"])  # the last, which the mean took no place of
+    mean = seen[0]
+    for step, weight in enumerate(seen[1:], 1):
+        decay = min(0.6, step / (step + 10))
+        mean = decay * mean + (1 - decay) * weight
+    torch.testing.assert_close(whole["first.weight"], mean)
+    assert not torch.equal(mean, seen[-1])
+    for step in range(1, EPOCHS * STEPS + 1):
+        again = Run(images, tmp_path / str(step), average=0.6)
+        with pytest.raises(PowerCut):
+            again.fit(cut_at=step)
+        assert equal(again.fit(), whole), f"killed in step {step}"
+
+
 def test_a_finished_run_trains_no_more(images, tmp_path):
     run = Run(images, tmp_path)
     weights, digest = run.fit(), sha256(run.checkpoint)

@@ -312,6 +312,73 @@ def test_pseudo_labels_show_tagged_classes_background_and_ignore_only(whole, dat
         assert index.shape == read_mask(dataset.masks.paths[id]).shape
 
 
+def test_the_drawn_set_tells_what_its_clusters_and_maps_reach(whole):
+    first, second = whole.scores["hidden"]
+    assert set(first) == {"round", "telling", "body", "outside"}
+    assert set(second) == {*first, "nmi", "purity", "clusters"}
+    assert (first["round"], second["round"], second["clusters"]) == (0, 1, 10)
+    assert all(0 <= row[name] <= 1 for row in (first, second) for name in row if name not in ("round", "clusters"))
+    assert 1 / 3 <= second["purity"] <= 1
+
+
+# Levers beyond the paper
+
+LEVERS = [
+    *OVERRIDES,
+    "cluster.features=pretrained",
+    "classify.equivariance=1.0",
+    "reactivate.epochs=1",
+    "prototypes.k=2",
+    "affinity.source=boundary",
+    "segment.average=0.9",
+    "segment.self_epochs=1",
+    "segment.self_confidence=0.5",
+]
+
+
+@pytest.fixture(scope="module")
+def levered(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return run(sample, tmp_path_factory.mktemp("levered") / "run", overrides=LEVERS)
+
+
+def test_rounds_follow_the_last_one_and_their_maps_become_the_labels(levered, dataset):
+    more = ["round2/classify", "round2/maps", "round3/classify", "round3/maps"]
+    own = ["segment/relabel", "segment/retrain"]
+    assert levered.watcher.stages == [*STAGES[:6], *more, *STAGES[6:12], *own, *STAGES[12:]]
+    made_from = [
+        read_weights_with_manifest(levered.folder / f"round{r}/cam_net.safetensors")[1].made_from for r in (2, 3)
+    ]
+    assert [facts["maps"] for facts in made_from] == ["reactivated", "prototypes"]
+    rows = {row["stage"] for row in levered.scores["rows"]}
+    assert {f"maps/round{r}" for r in range(4)} <= rows
+    first, last = (
+        [read_arrays(levered.folder / f"round{r}/activation_maps/{id}.npz")["scores"] for id in dataset.train.ids]
+        for r in (2, 3)
+    )
+    assert not all(np.array_equal(a, b) for a, b in zip(first, last, strict=True))
+
+
+def test_own_labels_show_tagged_classes_and_the_segmenter_learned_on_from_them(levered, dataset):
+    for id, present in zip(dataset.train.ids, dataset.train.labels.present, strict=True):
+        index = read_mask(levered.folder / f"self_labels/{id}.png")
+        assert set(np.unique(index)) <= {0, 255, *(np.flatnonzero(present) + 1)}
+        assert index.shape == read_mask(dataset.masks.paths[id]).shape
+    first, second = (
+        sha256(levered.folder / name) for name in ("segmenter.safetensors", "self_trained/segmenter.safetensors")
+    )
+    assert first != second
+    assert RunFolder(levered.folder).weights("segmenter") == levered.folder / "self_trained/segmenter.safetensors"
+
+
+@pytest.mark.parametrize("stage", ["round2/classify", "round3/maps", "segment/relabel", "segment/retrain"])
+def test_a_run_with_levers_that_is_cut_off_ends_as_one_that_was_not(levered, sample, tmp_path, stage):
+    with pytest.raises(PowerCut):
+        run(sample, tmp_path / "run", overrides=LEVERS, reporter=Watcher(cut_at=stage))
+    run(sample, tmp_path / "run", overrides=LEVERS, resume=True)
+    for name in ("round2/cam_net.safetensors", "round3/cam_net.safetensors", "self_trained/segmenter.safetensors"):
+        assert sha256(tmp_path / "run" / name) == sha256(levered.folder / name), name
+
+
 # Scores
 
 

@@ -104,7 +104,7 @@ def infer(model: Path, backend: str, device: str, found: list[Source]) -> Callab
 def loop(run: Path, device: str, precision: str, found: list[Source]) -> Callable[[Path], None]:
     """One image after the other, as a script would do it."""
     compute = Compute(device, precision)
-    net, _ = load_network(RunFolder(run).segmenter, compute)
+    net, _ = load_network(RunFolder(run).weights("segmenter"), compute)
     assert isinstance(net, DeepLab)
     backbone, plain = net.backbone, precision == "fp32"
     if plain:

@@ -3,6 +3,7 @@
     graph            input                   outputs
     MapGraph         image u8 [N H W 3]      maps [N C h w] rectified (Eq. 1), scores [N C]
     AffinityGraph    image u8 [N H W 3]      affinity [N R h w], 0 where the second cell lies outside
+    BoundaryGraph    image u8 [N H W 3]      boundary [N 1 h w], a probability
     SegmenterGraph   image u8 [N H W 3]      logits [N C+1 h w], or labels u8 [N H W]
 
 Normalisation is inside; N, H and W are free. Outside stay: resizing, padding (in the mean colour), the division of
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sccam.nets.affinity_net import AffinityNet
+from sccam.nets.boundary_net import BoundaryNet
 from sccam.nets.cam_net import CamNet
 from sccam.nets.deeplab import DeepLab
 from sccam.structures import IntArray
@@ -47,11 +49,18 @@ class MapGraph(Graph):
 
     def __init__(self, net: CamNet) -> None:
         super().__init__(net.backbone.mean, net.backbone.std, {"maps": ("N", "C", "h", "w"), "scores": ("N", "C")})
-        self.backbone, self.head = net.backbone, net.parent
+        self.net = net
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        scores = self.head(self.backbone(self.normalised(image))[-1])
-        return F.relu(scores), scores.mean(dim=(2, 3))
+        net = self.net
+        features = net.backbone(self.normalised(image))[-1]
+        scores = net.parent(features)
+        if net.second is None:
+            return F.relu(scores), scores.mean(dim=(2, 3))
+        weight = net.map_weight()[:, :, None, None]
+        if net.maps == "prototypes":
+            features = F.normalize(features, dim=1)
+        return F.relu(F.conv2d(features, weight)), scores.mean(dim=(2, 3))
 
 
 class AffinityGraph(Graph):
@@ -72,6 +81,17 @@ class AffinityGraph(Graph):
             columns = slice(reach + dx, (dx - reach) or None)
             distances.append((features - padded[:, :, rows, columns]).abs().mean(dim=1, keepdim=True))
         return torch.exp(-torch.cat(distances, dim=1))
+
+
+class BoundaryGraph(Graph):
+    """Where boundaries lie; affinities are made of them outside, by comparisons alone."""
+
+    def __init__(self, net: BoundaryNet) -> None:
+        super().__init__(net.backbone.mean, net.backbone.std, {"boundary": ("N", "1", "h", "w")})
+        self.net = net
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.as_tensor(self.net(self.normalised(image)))
 
 
 class SegmenterGraph(Graph):

@@ -17,7 +17,7 @@ import torch
 from sccam.artifacts import Manifest
 from sccam.data.transforms import pad_to_multiple, resize
 from sccam.export.engines import export_engine
-from sccam.export.graphs import AffinityGraph, Graph, MapGraph, SegmenterGraph
+from sccam.export.graphs import AffinityGraph, BoundaryGraph, Graph, MapGraph, SegmenterGraph
 from sccam.export.int8 import CALIBRATION_IMAGES, to_int8
 from sccam.export.parity import Network, Parity, measure_parity
 from sccam.export.precision import to_fp16
@@ -25,6 +25,7 @@ from sccam.export.publish import publish
 from sccam.export.to_onnx import INPUT, INPUT_AXES, to_onnx
 from sccam.export.to_tensorrt import DEFAULT_BUCKETS, Bucket
 from sccam.nets.affinity_net import AffinityNet
+from sccam.nets.boundary_net import BoundaryNet
 from sccam.nets.cam_net import CamNet
 from sccam.nets.deeplab import DeepLab
 from sccam.nets.saved import Network as TorchNetwork
@@ -154,6 +155,8 @@ def graph_of(net: TorchNetwork, manifest: Manifest, **segmenter: bool) -> Graph:
     """The graph that is exported for a network."""
     if isinstance(net, CamNet):
         return MapGraph(net)
+    if isinstance(net, BoundaryNet):
+        return BoundaryGraph(net)
     if isinstance(net, AffinityNet):
         return AffinityGraph(net, neighbour_offsets(manifest.made_from["radius"]))
     assert isinstance(net, DeepLab)

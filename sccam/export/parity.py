@@ -158,7 +158,7 @@ def agreeing(name: str, value: FloatArray, other: FloatArray, noise: float) -> t
     decision."""
     if name == "labels":
         return np.ones(value.shape, bool), value == other
-    if name == "affinity":
+    if name in ("affinity", "boundary"):
         return np.abs(value - 0.5) > noise, (value > 0.5) == (other > 0.5)
     if value.ndim != 4:  # scores of an image
         return np.zeros(0, bool), np.zeros(0, bool)

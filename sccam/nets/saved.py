@@ -8,11 +8,12 @@ from sccam.artifacts import Manifest, read_weights_with_manifest
 from sccam.errors import RunFolderError
 from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.backbones import build_backbone
+from sccam.nets.boundary_net import BoundaryNet
 from sccam.nets.cam_net import CamNet
 from sccam.nets.compute import Compute
 from sccam.nets.deeplab import DeepLab
 
-Network = CamNet | AffinityNet | DeepLab
+Network = CamNet | AffinityNet | BoundaryNet | DeepLab
 
 
 def load_network(path: Path, compute: Compute) -> tuple[Network, Manifest]:
@@ -31,9 +32,10 @@ def load_network(path: Path, compute: Compute) -> tuple[Network, Manifest]:
     backbone = build_backbone(manifest.backbone, output_stride=stride, weights="none")
     net: Network
     if manifest.kind == "cam_net":
-        net = CamNet(backbone, len(manifest.classes), len(built["subcategory_parent"]))
+        net = CamNet(backbone, len(manifest.classes), len(built["subcategory_parent"]), built.get("maps", "parent"))
     elif manifest.kind == "affinity_net":
-        net = AffinityNet(backbone, manifest.stride)
+        kind = BoundaryNet if built.get("affinity") == "boundary" else AffinityNet
+        net = kind(backbone, manifest.stride)
     elif manifest.kind == "segmenter":
         net = DeepLab(backbone, labels, built["rates"], built["scales"])
     else:

@@ -28,7 +28,7 @@ PAPER, INK, ABSENT = (255, 255, 255), (40, 40, 40), (225, 225, 225)
 
 def write_overview(folder: RunFolder, dataset: Dataset, config: RunConfig, *, rows: int = 6) -> Path:
     """Writes the picture of up to `rows` training images into the run folder, as overview.png."""
-    images, last = dataset.train, config.classify.rounds
+    images, last = dataset.train, config.last_round
     sheet = _Sheet(("image", "activation map", "after the walk", "pseudo label", "segmenter", "true mask"))
     for n in _spread(dataset, rows):
         id, image = images.ids[n], read_image(images.paths[n])

@@ -20,6 +20,7 @@ from sccam.data.transforms import resize
 from sccam.runtime.backends import Backends
 from sccam.stages.affinity_labels import affinity_labels
 from sccam.stages.crf import CrfConfig
+from sccam.stages.pamr import refine
 from sccam.stages.pseudo_label import PseudoLabelConfig, label_index, sharpened
 from sccam.stages.threshold import MapAndImage, ThresholdConfig, choose_threshold
 from sccam.stages.walk import (
@@ -143,10 +144,26 @@ def pseudo_label_job(
 ) -> None:
     """Writes the pseudo label of one image as a palette PNG, from the first background of its walked scores."""
     scores, classes = walked_scores(walked_path, 0, stride)
-    probabilities = sharpened(scores, config.sharpen)
+    probabilities, image = sharpened(scores, config.sharpen), read_image(image_path)
+    if config.pamr_steps:
+        probabilities = refine(image, probabilities, config.pamr_steps)
     if config.use_crf:
-        ((probabilities,),) = backends.function("crf")([read_image(image_path)], [[probabilities]], config.crf)
+        ((probabilities,),) = backends.function("crf")([image], [[probabilities]], config.crf)
     write_mask(out, label_index(probabilities, classes, config.confidence))
+
+
+def own_label_job(
+    image_path: Path,
+    probabilities: FloatArray,
+    classes: IntArray,
+    out: Path,
+    crf: CrfConfig,
+    confidence: float,
+    backends: Backends,
+) -> None:
+    """Writes the segmenter's own label of a training image from its probabilities [P+1 H W] of background and tags."""
+    ((posterior,),) = backends.function("crf")([read_image(image_path)], [[probabilities]], crf)
+    write_mask(out, label_index(posterior, classes, confidence))
 
 
 def refine_job(image_path: Path, probabilities: FloatArray, out: Path, crf: CrfConfig, backends: Backends) -> None:

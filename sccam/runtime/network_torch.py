@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sccam.data.transforms import pad_to_multiple
-from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.backbones import Backbone
+from sccam.nets.boundary_net import BoundaryNet, PairNet
 from sccam.nets.cam_net import CamNet
 from sccam.nets.compute import Compute
 from sccam.nets.deeplab import DeepLab
@@ -58,8 +58,8 @@ def score_views(net: CamNet, compute: Compute) -> ScoreViews:
     return scores
 
 
-def affinity_features(net: AffinityNet, compute: Compute) -> Callable[[ByteArray], Tensor]:
-    """A function u8 [H W 3] -> features [D h w] on the affinity grid, h = ceil(H / stride)."""
+def affinity_features(net: PairNet, compute: Compute) -> Callable[[ByteArray], Tensor]:
+    """A function u8 [H W 3] -> features [D h w], or boundaries [1 h w], on the affinity grid, h = ceil(H / stride)."""
     backbone = net.backbone
 
     @torch.inference_mode()
@@ -77,17 +77,17 @@ def network_of(net: Network, compute: Compute) -> Callable[[ByteArray], dict[str
     """A function u8 [N H W 3], sides padded to `PAD_MULTIPLE` -> outputs by name, as the exported graphs give them.
 
     cam_net       `maps` [N C h w] rectified, `scores` [N C]
-    affinity_net  `features` [N D h w]; the affinities of a CPU are made by a kernel of their own
+    affinity_net  `boundary` [N 1 h w] of a BoundaryNet, else `features` [N D h w]; a CPU has a kernel for affinities
     segmenter     `logits` [N C+1 h w], the maximum over scales
     """
     backbone = net.backbone
 
     def outputs_of(inputs: Tensor) -> dict[str, Tensor]:
         if isinstance(net, CamNet):
-            scores = net.parent(net.backbone(inputs)[-1])
-            return {"maps": torch.relu(scores), "scores": scores.mean(dim=(2, 3))}
-        if isinstance(net, AffinityNet):
-            return {"features": net(inputs)}
+            features = net.features(inputs)
+            return {"maps": net.rectified(features, net.map_weight()), "scores": net.logits(features)[0]}
+        if isinstance(net, PairNet):
+            return {"boundary" if isinstance(net, BoundaryNet) else "features": net(inputs)}
         return {"logits": net.multi_scale(inputs)[-1]}
 
     @torch.inference_mode()

@@ -31,7 +31,9 @@ from sccam.runtime.pipeline import Loaded
 from sccam.runtime.segmenter import PAD_MULTIPLE, Labelled, SegmentOptions
 from sccam.runtime.sources import Source
 from sccam.stages.affinity_labels import AFFINITY_STRIDE, neighbour_offsets
+from sccam.stages.boundary import boundary_field
 from sccam.stages.cam import CamConfig, view_size
+from sccam.stages.pamr import refine
 from sccam.stages.pseudo_label import PseudoLabelConfig, label_index, sharpened
 from sccam.stages.walk import WalkConfig, background_score, divided_by_maximum, pool_to_grid, upsample
 from sccam.structures import AffinityField, ByteArray, FloatArray, IntArray
@@ -252,6 +254,8 @@ class PseudoLabelJob:
     def _labels(self, image: ByteArray, scores: FloatArray, classes: IntArray) -> ByteArray:
         settings = self.recipe.pseudo_label
         probabilities = sharpened(scores, settings.sharpen)
+        if settings.pamr_steps:
+            probabilities = refine(image, probabilities, settings.pamr_steps)
         if settings.use_crf:
             ((probabilities,),) = self._kernel["crf"]([image], [[probabilities]], settings.crf)
         return label_index(probabilities, classes, settings.confidence)
@@ -263,6 +267,9 @@ class PseudoLabelJob:
             features = np.ascontiguousarray(outputs["features"][:, :height, :width])
             (field,) = self._kernel["affinity"]([features], self._offsets, AFFINITY_STRIDE)
             return field
+        if "boundary" in outputs:
+            boundary = np.ascontiguousarray(outputs["boundary"][0, :height, :width])
+            return boundary_field(boundary, self._offsets, AFFINITY_STRIDE)
         values = np.ascontiguousarray(outputs["affinity"][:, :height, :width], np.float32)
         for plane, (dy, dx) in zip(values, self._offsets.tolist(), strict=True):  # pairs that reach into the padding
             plane[height - dy :] = 0

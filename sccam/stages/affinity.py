@@ -23,6 +23,7 @@ from torch import Tensor
 from sccam.data.transforms import AugmentConfig
 from sccam.errors import ConfigError, ShapeError
 from sccam.stages.affinity_labels import AFFINITY_STRIDE
+from sccam.stages.boundary import pair_affinities
 from sccam.stages.crf import CrfConfig
 from sccam.stages.optim import OptimiserConfig
 from sccam.stages.walk import BORDERS, pair_windows
@@ -35,6 +36,9 @@ Window = tuple[slice, slice]
 @dataclass(frozen=True, slots=True)
 class AffinityConfig:
     """Settings of affinity learning; the defaults are the authors' (PSA README, train_aff.py)."""
+
+    source: str = field(default="features", metadata={"choices": ("features", "boundary")})
+    """What affinities are made from: the distance of features (psa), or boundaries between the cells (irn)."""
 
     radius: int = field(default=5, metadata={"min": 2, "max": 16})
     """Pairs lie closer than this [cells]: 34 offsets at 5."""
@@ -77,14 +81,16 @@ class PairLoss(NamedTuple):
     negative: Tensor
 
 
-def pair_loss(features: Tensor, labels: Tensor, offsets: IntArray, border: str = "clean") -> PairLoss:
+def pair_loss(
+    features: Tensor, labels: Tensor, offsets: IntArray, border: str = "clean", source: str = "features"
+) -> PairLoss:
     """The affinity loss of a batch and its three terms; pairs that touch 255 are dropped.
 
     Args:
-        features: f [N D h w].
+        features: f [N D h w]; with `source` "boundary" the boundaries B [N 1 h w].
         labels: integer [N h w], from `affinity_labels`.
         offsets: i32 [R 2], from `neighbour_offsets`.
-        border: "clean" or "psa", as in `AffinityConfig`.
+        border, source: as in `AffinityConfig`.
 
     Raises:
         ShapeError: features and labels lie on different grids.
@@ -98,7 +104,10 @@ def pair_loss(features: Tensor, labels: Tensor, offsets: IntArray, border: str =
     affinities, firsts, seconds = [], [], []
     for dy, dx in offsets.tolist():
         here, there = pair_windows(height, width, (dy, dx), offsets, border)
-        affinities.append(torch.exp(-_MeanDistance.apply(features, here, there)).flatten())
+        if source == "boundary":
+            affinities.append(pair_affinities(features[:, 0], (dy, dx), here).flatten())
+        else:
+            affinities.append(torch.exp(-_MeanDistance.apply(features, here, there)).flatten())
         firsts.append(labels[:, *here].flatten())
         seconds.append(labels[:, *there].flatten())
     a, first, second = torch.cat(affinities), torch.cat(firsts), torch.cat(seconds)

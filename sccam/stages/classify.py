@@ -9,6 +9,10 @@ again when K doubles. `sub_weight_rule = "paper"` leaves lambda as it is for eve
 S / (10 C), so that each sub-category logit weighs what it weighs with the paper's ten clusters a class.
 Differs: the paper describes an extra 3x3 convolution before the heads; the authors' code has none, nor has this.
 
+With `equivariance` > 0 the maps of a smaller view have to be the smaller maps, for present classes:
+
+    L_eq = mean |A(M(x)) - M(A(x))|        Source: Wang et al., SEAM, CVPR 2020, Eq. 4, without its attention
+
     symbol   name here       shape
     y_p      parent_logits   [N C]
     y_s      sub_logits      [N S]
@@ -20,10 +24,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, relu
 
 from sccam.data.transforms import AugmentConfig
 from sccam.errors import ConfigError
+from sccam.stages.cam import MAX_EPSILON
 from sccam.stages.optim import OptimiserConfig
 
 PAPER_K = 10  # clusters a class, §4.2
@@ -39,6 +44,8 @@ class ClassifyConfig:
     batch: int = field(default=16, metadata={"min": 1})
     sub_weight: float = field(default=5.0, metadata={"min": 0.0})  # lambda of Eq. 3
     sub_weight_rule: str = field(default="paper", metadata={"choices": ("paper", "per_class")})
+    equivariance: float = field(default=0.0, metadata={"min": 0.0})  # weight of L_eq; SEAM 1.0, the paper 0
+    smaller: float = field(default=0.5, metadata={"min": 0.1, "max": 1.0})  # side of the smaller view; SEAM 0.3
     restart: str = field(default="pretrained", metadata={"choices": ("pretrained", "previous")})  # trunk of a new round
     augment: AugmentConfig = AugmentConfig()
     round0_crop: int = field(default=448, metadata={"min": 16})  # [px] in round 0; psa's own classifier
@@ -84,3 +91,22 @@ def joint_loss(
     if sub_logits is not None and sub_target is not None:
         loss = loss + sub_weight * binary_cross_entropy_with_logits(sub_logits, sub_target)
     return loss
+
+
+def equivariance_loss(large: Tensor, small: Tensor, targets: Tensor) -> Tensor:
+    """L_eq over the maps of present classes, each divided by its own maximum; 0 where no image has a class.
+
+    Args:
+        large, small: [N C h w] scores of a view and of the same view made smaller, before the ReLU.
+        targets: [N C], 0 or 1.
+    """
+    first, second = (
+        _over_maximum(adaptive_avg_pool2d(relu(large), (small.shape[-2], small.shape[-1]))),
+        _over_maximum(relu(small)),
+    )
+    present = targets[:, :, None, None]
+    return ((first - second).abs() * present).sum() / (present.sum() * small[0, 0].numel()).clamp(min=1)
+
+
+def _over_maximum(maps: Tensor) -> Tensor:
+    return maps / (maps.amax(dim=(2, 3), keepdim=True) + MAX_EPSILON)

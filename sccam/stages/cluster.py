@@ -35,6 +35,9 @@ class ClusterConfig:
 
     clusters: str = field(default="paper", metadata={"choices": ("paper", "silhouette", "first_neighbours")})
     """How many a class gets: "paper" k for each; others choose 1 to k from its features, see choose_k.py."""
+    features: str = field(default="previous", metadata={"choices": ("previous", "pretrained")})
+    """Whose pooled features are clustered: the round before's classifier, or the trunk before any training here. A
+    classifier that fits a few hundred images by heart has forgotten what tells its own class's images apart."""
     k: int = field(default=10, metadata={"min": 1})  # clusters per class; paper §4.2
     min_size: int = field(default=1, metadata={"min": 1})  # images a cluster, on average: a class has at most N / this
     min_silhouette: float = field(default=0.05, metadata={"min": -1.0, "max": 1.0})  # below it a class is one cluster

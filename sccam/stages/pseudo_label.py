@@ -33,6 +33,7 @@ class PseudoLabelConfig:
 
     use_crf: bool = True  # false: labels straight from the walked scores
     crf: CrfConfig = CrfConfig()  # psa's numbers
+    pamr_steps: int = field(default=0, metadata={"min": 0})  # of pamr.py, before the CRF or in its place; 0: none
     sharpen: float = field(default=1.0, metadata={"min": 0.1})  # gamma
     confidence: float = field(default=0.0, metadata={"min": 0.0, "max": 1.0})  # posterior below which a pixel is 255
 

@@ -4,6 +4,9 @@
 
 Source: Chen et al., TPAMI 2018 (DeepLab-v2); kazuto1011/deeplab-pytorch, which the authors' README names: labels
 are brought to each grid by nearest neighbour, the test output is the maximum over the scales.
+With `average` the weights that are kept are an exponential mean over the steps. With `self_epochs` the segmenter then
+labels its training images itself, its classes limited to each image's tags, with a CRF behind it, and learns on from
+that: one round of self-training, as is common after weak supervision (Zhang et al., RRM, AAAI 2020, and others).
 Differs: learning rates and sizes are settings; the authors "lowered the learning rate a bit" and never said how far.
 
     symbol   name here   shape
@@ -35,6 +38,9 @@ class SegmentConfig:
     output_stride: int = field(default=8, metadata={"choices": (8, 16, 32)})
     rates: tuple[int, ...] = (6, 12, 18, 24)  # ASPP dilations [cells], for stride 8
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)  # of training and of the maximum at test time
+    average: float = field(default=0.0, metadata={"min": 0.0, "max": 0.9999})  # decay of the weights' mean; 0: the last
+    self_epochs: int = field(default=0, metadata={"min": 0})  # of learning on from the own masks; 0: none
+    self_confidence: float = field(default=0.0, metadata={"min": 0.0, "max": 1.0})  # posterior below which it is 255
     initialise: str = field(default="pretrained", metadata={"choices": ("pretrained", "classifier")})  # trunk weights
     augment: AugmentConfig = AugmentConfig(crop=321, long_side=(), scales=(0.5, 0.75, 1.0, 1.25, 1.5), jitter=())
     optimiser: OptimiserConfig = OptimiserConfig(lr=2.5e-4, head_factor=10.0, head_bias_factor=20.0)

@@ -2,7 +2,7 @@
 
     data            every image is decoded once, every mask checked, before anything is trained
     roundR/cluster  Eq. 2 on the features of round R-1 (not in round 0)                           rounds.py
-    roundR/classify Eq. 3
+    roundR/classify Eq. 3; after the paper's rounds, where they are on, reactivation and local prototypes
     roundR/maps     Eq. 1; in rounds before the last only where a mask exists to measure them with
     threshold       the background threshold from the images alone, and the exponents from it     labels.py
     affinity/...    labels by two CRFs, then AffinityNet
@@ -30,9 +30,9 @@ from sccam.structures import Dataset
 from sccam.training.context import Reporter, RunContext, Silent
 from sccam.training.data_check import check_data
 from sccam.training.labels import choose_threshold, make_affinity_labels, make_pseudo_labels, train_affinity, walk
-from sccam.training.rounds import classify, cluster, make_maps
+from sccam.training.rounds import classify, cluster, find_prototypes, make_maps, reactivate
 from sccam.training.scores import measure
-from sccam.training.segmenter import predict, train_segmenter
+from sccam.training.segmenter import label_by_itself, predict, train_by_itself, train_segmenter
 
 __all__ = ["Reporter", "RunContext", "Silent", "scores_stage", "train_all"]
 
@@ -52,10 +52,11 @@ def train_all(
     rounds = range(run.last_round + 1)
     measured_rounds = rounds if config.measure.every_round else rounds[-1:]
     run.stage("data", partial(check_data, run))
-    for r in rounds:
-        if r > 0:
+    for r, kind in enumerate(config.rounds):
+        if kind == "subcategories":
             run.stage(f"round{r}/cluster", partial(cluster, run, r))
-        run.stage(f"round{r}/classify", partial(classify, run, r))
+        work = {"reactivated": reactivate, "prototypes": find_prototypes}.get(kind, classify)
+        run.stage(f"round{r}/classify", partial(work, run, r))
         if r in measured_rounds:
             run.stage(f"round{r}/maps", partial(make_maps, run, r))
     run.stage("threshold", partial(choose_threshold, run))
@@ -67,6 +68,9 @@ def train_all(
         run.stage("pseudo_labels", partial(make_pseudo_labels, run))
     if until == "segmenter":
         run.stage("segment/train", partial(train_segmenter, run))
+        if config.segment.self_epochs > 0:
+            run.stage("segment/relabel", partial(label_by_itself, run))
+            run.stage("segment/retrain", partial(train_by_itself, run))
         run.stage("segment/predict", partial(predict, run))
     run.stage(scores_stage(until), partial(measure, run, measured_rounds))
     return dict(read_json(folder / "scores.json"))

@@ -72,7 +72,7 @@ class RunContext:
         self.compute = Compute.resolve(config.run.device, config.run.precision)
         self.workers = worker_count(config.run.workers)
         self.backends = config.backends.resolved()
-        self.last_round = config.classify.rounds
+        self.last_round = config.last_round
 
     def stage(self, name: str, work: Callable[[], None]) -> None:
         """Does the work of a stage and marks it finished; a stage that is finished already is skipped."""
@@ -150,6 +150,7 @@ class RunContext:
         optimiser: OptimiserConfig,
         epochs: int,
         schedule_epochs: int,
+        average: float = 0.0,
         path: Path,
         kind: str,
         stride: int,
@@ -161,7 +162,7 @@ class RunContext:
         Args:
             backbone: the trunk of `net`.
             draws: name of the random numbers (views, their order, dropout); stages of one name draw the same ones.
-            loss_of, read_label: as `fit` and `BatchLoader` take them.
+            loss_of, average, read_label: as `fit` and `BatchLoader` take them.
             path, kind, stride, made_from: of the finished weights and their manifest.
         """
         self.compute.place(net)
@@ -190,6 +191,7 @@ class RunContext:
             optimiser_config=optimiser,
             epochs=epochs,
             schedule_epochs=schedule_epochs,
+            average=average,
             seed=self._seed(draws),
             compute=self.compute,
             checkpoint=checkpoint,
@@ -197,6 +199,13 @@ class RunContext:
             on_step=lambda done, total: self.reporter.progress(done, total, note),
             on_epoch=on_epoch,
         )
+        self.write_network(net, backbone, path, kind=kind, stride=stride, made_from=made_from)
+        checkpoint.unlink(missing_ok=True)
+
+    def write_network(
+        self, net: nn.Module, backbone: Backbone, path: Path, *, kind: str, stride: int, made_from: dict[str, Any]
+    ) -> None:
+        """Writes finished weights and their manifest; arguments as in `train_network`."""
         write_weights(
             path,
             net.state_dict(),
@@ -208,7 +217,6 @@ class RunContext:
             stride=stride,
             made_from={"output_stride": backbone.output_stride, **made_from},
         )
-        checkpoint.unlink(missing_ok=True)
 
     def _seed(self, draws: str) -> int:
         return (self.config.run.seed * 1_000_003 + zlib.crc32(draws.encode())) % 2**31

@@ -38,7 +38,7 @@ def check_data(run: RunContext) -> None:
             fix="repair or remove these files and their tags; nothing was trained",
         )
     warnings = [*dataset.warnings, *validate_masks(dataset)]
-    if run.last_round > 0:
+    if run.config.classify.rounds > 0:
         warnings += check_cluster_counts(dataset, run.config.cluster.k)
     for warning in warnings:
         run.reporter.message(f"note: {warning}")

@@ -16,6 +16,7 @@ from sccam.data.batches import TrainingBatch
 from sccam.data.images import read_image
 from sccam.data.masks import read_mask
 from sccam.nets.affinity_net import AffinityNet
+from sccam.nets.boundary_net import BoundaryNet, PairNet
 from sccam.runtime.labeler import (
     Alphas,
     affinity_label_job,
@@ -26,6 +27,7 @@ from sccam.runtime.labeler import (
 from sccam.runtime.network_torch import affinity_features
 from sccam.stages.affinity import pair_loss
 from sccam.stages.affinity_labels import AFFINITY_STRIDE, neighbour_offsets
+from sccam.stages.boundary import boundary_field
 from sccam.stages.threshold import alpha_of
 from sccam.structures import ByteArray
 from sccam.training.context import RunContext
@@ -99,7 +101,8 @@ def train_affinity(run: RunContext) -> None:
     """AffinityNet on the labels of the stage before."""
     config, stage = run.config.affinity, "affinity/train"
     run.seed_heads(stage)
-    net = AffinityNet(run.backbone(run.config.network.output_stride), AFFINITY_STRIDE)
+    trunk = run.backbone(run.config.network.output_stride)
+    net: PairNet = (BoundaryNet if config.source == "boundary" else AffinityNet)(trunk, AFFINITY_STRIDE)
     offsets = neighbour_offsets(config.radius)
 
     def read_label(n: int) -> ByteArray:
@@ -112,7 +115,7 @@ def train_affinity(run: RunContext) -> None:
         # One label a cell, read at its centre: crops need not begin on a cell's border.
         half = AFFINITY_STRIDE // 2
         labels = torch.from_numpy(batch.labels[:, half::AFFINITY_STRIDE, half::AFFINITY_STRIDE].copy())
-        return pair_loss(features, labels.to(run.compute.device), offsets, config.border).total
+        return pair_loss(features, labels.to(run.compute.device), offsets, config.border, config.source).total
 
     run.train_network(
         stage,
@@ -128,7 +131,7 @@ def train_affinity(run: RunContext) -> None:
         path=run.folder.affinity_net,
         kind="affinity_net",
         stride=AFFINITY_STRIDE,
-        made_from={"radius": config.radius},
+        made_from={"radius": config.radius, "affinity": config.source},
         read_label=read_label,
     )
 
@@ -136,7 +139,7 @@ def train_affinity(run: RunContext) -> None:
 def walk(run: RunContext) -> None:
     """Walks the last round's maps along the learned affinities."""
     net = run.load(run.folder.affinity_net)
-    assert isinstance(net, AffinityNet)
+    assert isinstance(net, PairNet)
     features_of = affinity_features(net, run.compute)
     affinity_fields = run.backends.function("affinity")
     offsets = neighbour_offsets(run.config.affinity.radius)
@@ -145,7 +148,10 @@ def walk(run: RunContext) -> None:
     def jobs() -> Iterator[tuple[Any, ...]]:
         for path, id in missing:
             features = np.asarray(features_of(read_image(path)).cpu())
-            (field,) = affinity_fields([features], offsets, AFFINITY_STRIDE)
+            if run.config.affinity.source == "boundary":
+                field = boundary_field(features[0], offsets, AFFINITY_STRIDE)
+            else:
+                (field,) = affinity_fields([features], offsets, AFFINITY_STRIDE)
             maps, out = run.folder.activation_map(run.last_round, id), run.folder.walked_map(id)
             yield field, maps, out, run.config.cam.grid_stride, alphas, run.config.walk, run.backends
 

@@ -1,22 +1,29 @@
 """Algorithm 1: each round clusters the features of the round before (Eq. 2), trains a classifier on classes and
-sub-categories (Eq. 3), and, where it is wanted, makes its activation maps (Eq. 1). Round 0 learns the classes alone."""
+sub-categories (Eq. 3), and, where it is wanted, makes its activation maps (Eq. 1). Round 0 learns the classes alone.
+
+Two more rounds may follow that make other maps of the last classifier: reactivation and local prototypes.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from sccam.artifacts import read_arrays, write_arrays
 from sccam.data.batches import TrainingBatch
 from sccam.data.images import read_image
+from sccam.data.transforms import resize
 from sccam.errors import RunFolderError
 from sccam.nets.cam_net import CamNet
 from sccam.runtime.labeler import save_map
 from sccam.runtime.network_torch import pooled_features, score_views
-from sccam.stages.cam import activation_map
-from sccam.stages.classify import joint_loss, sub_weight_of
+from sccam.stages.cam import activation_map, view_size
+from sccam.stages.classify import equivariance_loss, joint_loss, sub_weight_of
 from sccam.stages.cluster import cluster_subcategories
+from sccam.stages.prototypes import class_prototype
+from sccam.stages.reactivate import reactivation_loss
 from sccam.structures import SubcategoryLabels
 from sccam.training.context import RunContext
 
@@ -27,8 +34,14 @@ then differ in their sub-categories and in nothing else. Other seeds move the ma
 
 
 def cluster(run: RunContext, r: int) -> None:
-    """Features of round r-1's classifier, clustered into the sub-categories of round r."""
-    features_of = pooled_features(_classifier(run, r - 1), run.compute, run.config.network.output_stride)
+    """Features of round r-1's classifier, or of the trunk as it came, clustered into the sub-categories of round r."""
+    stride = run.config.network.output_stride
+    if run.config.cluster.features == "previous":
+        net = _classifier(run, r - 1)
+    else:
+        net = CamNet(run.backbone(stride), len(run.dataset.classes)).eval()
+        run.compute.place(net)
+    features_of = pooled_features(net, run.compute, stride)
     paths = run.watched(run.train_images.paths)
     features = np.stack([features_of(read_image(path)) for path in paths])
     labels = cluster_subcategories(
@@ -50,8 +63,9 @@ def classify(run: RunContext, r: int) -> None:
     config, network = run.config.classify, run.config.network
     subcategories = _subcategories(run, r) if r > 0 else None
     run.seed_heads(DRAWS)
+    stride = network.train_stride or network.output_stride
     net = CamNet(
-        run.backbone(network.train_stride or network.output_stride),
+        run.backbone(stride),
         len(run.dataset.classes),
         0 if subcategories is None else len(subcategories.parent),
     )
@@ -67,15 +81,24 @@ def classify(run: RunContext, r: int) -> None:
         weight = sub_weight_of(config, len(run.dataset.classes), len(subcategories.parent))
 
     def loss_of(batch: TrainingBatch) -> Tensor:
-        parent_logits, sub_logits = net(run.inputs(batch, net.backbone))
+        inputs = run.inputs(batch, net.backbone)
+        features = net.features(inputs)
+        parent_logits, sub_logits = net.logits(features)
         rows = torch.from_numpy(batch.rows).to(run.compute.device)
-        return joint_loss(
+        loss = joint_loss(
             parent_logits.float(),
             None if sub_logits is None else sub_logits.float(),
             parent_targets[rows],
             None if sub_targets is None else sub_targets[rows],
             weight,
         )
+        if config.equivariance > 0:
+            small = interpolate(
+                inputs, view_size((inputs.shape[-2], inputs.shape[-1]), config.smaller, stride), mode="area"
+            )
+            maps = [net.parent(values).float() for values in (features, net.features(small))]
+            loss = loss + config.equivariance * equivariance_loss(maps[0], maps[1], parent_targets[rows])
+        return loss
 
     epochs, schedule_epochs = config.epochs_of(r)
     run.train_network(
@@ -94,6 +117,85 @@ def classify(run: RunContext, r: int) -> None:
         stride=network.output_stride,
         made_from={"subcategory_parent": [] if subcategories is None else subcategories.parent.tolist(), "round": r},
     )
+
+
+def reactivate(run: RunContext, r: int) -> None:
+    """Round r: the last classifier learns on, with a second head that sees each class where its map is."""
+    config, network = run.config.reactivate, run.config.network
+    run.seed_heads("reactivate")
+    net = CamNet(
+        run.backbone(network.train_stride or network.output_stride), len(run.dataset.classes), 0, "reactivated"
+    )
+    _begin_from(net, _classifier(run, r - 1))
+    targets = torch.from_numpy(run.train_images.labels.present).float().to(run.compute.device)
+
+    def loss_of(batch: TrainingBatch) -> Tensor:
+        features = net.features(run.inputs(batch, net.backbone))
+        target = targets[torch.from_numpy(batch.rows).to(run.compute.device)]
+        assert net.second is not None
+        parent, second = (head.weight.flatten(1).float() for head in (net.parent, net.second))
+        loss = joint_loss(net.logits(features)[0].float(), None, target, None, 0.0)
+        return loss + config.weight * reactivation_loss(features.float(), parent, second, target)
+
+    run.train_network(
+        f"round{r}/classify",
+        net,
+        net.backbone,
+        loss_of,
+        draws="reactivate",
+        augment=run.config.classify.augment_of(r),
+        batch=run.config.classify.batch,
+        optimiser=config.optimiser,
+        epochs=config.epochs,
+        schedule_epochs=config.epochs,
+        path=run.folder.classifier(r),
+        kind="cam_net",
+        stride=network.output_stride,
+        made_from={"subcategory_parent": [], "round": r, "maps": net.maps},
+    )
+
+
+@torch.inference_mode()
+def find_prototypes(run: RunContext, r: int) -> None:
+    """Round r: the last classifier with maps from local prototypes; nothing is trained."""
+    config, images, stride = run.config.prototypes, run.train_images, run.config.network.output_stride
+    before = _classifier(run, r - 1)
+    net = CamNet(run.backbone(stride), len(run.dataset.classes), 0, "prototypes")
+    _begin_from(net, before)
+    run.compute.place(net.eval())
+    parent = np.asarray(before.map_weight().float().cpu())
+    pixels: list[list[np.ndarray]] = [[] for _ in images.classes]
+    share = config.most / np.maximum(images.labels.present.sum(axis=0), 1)  # pixels that an image may give to a class
+    for n in run.watched(range(len(images))):
+        image, classes = read_image(images.paths[n]), np.flatnonzero(images.labels.present[n])
+        view = resize(image, view_size((image.shape[0], image.shape[1]), 1.0, stride))
+        with run.compute.autocast():
+            features = before.backbone(run.compute.normalised(view[None], net.backbone.mean, net.backbone.std))[-1]
+        found = np.asarray(features[0].float().flatten(1).T.cpu())  # [h w D]
+        for c in classes.tolist():
+            scores = found @ parent[c]
+            chosen = np.flatnonzero(scores > config.least_map * max(float(scores.max()), 0.0))
+            chosen = chosen[:: max(1, int(np.ceil(len(chosen) / max(share[c], 1))))]
+            pixels[c].append(found[chosen])
+    assert net.second is not None
+    for c, found_of in enumerate(pixels):
+        rows = np.concatenate(found_of) if found_of else np.zeros((0, parent.shape[1]), np.float32)
+        if not len(rows):  # a class that no training image has, or that lights up nowhere
+            continue
+        vector = class_prototype(
+            rows, parent, c, config, seed=run.config.run.seed, fit=run.backends.function("k_means")
+        )
+        net.second.weight.data[c, :, 0, 0] = torch.from_numpy(vector)
+    run.write_network(
+        net, net.backbone, run.folder.classifier(r), kind="cam_net", stride=stride,
+        made_from={"subcategory_parent": [], "round": r, "maps": net.maps},
+    )  # fmt: skip
+
+
+def _begin_from(net: CamNet, before: CamNet) -> None:
+    """Trunk and head of the classes from another round's classifier."""
+    net.backbone.load_state_dict(before.backbone.state_dict())
+    net.parent.load_state_dict(before.parent.state_dict())
 
 
 def make_maps(run: RunContext, r: int) -> None:

@@ -12,6 +12,7 @@ from sccam.measure import Measure
 from sccam.runtime.labeler import threshold_from_images
 from sccam.stages.affinity_labels import AFFINITY_STRIDE
 from sccam.training.context import RunContext
+from sccam.training.hidden import hidden_rows
 from sccam.training.labels import read_choice, walk_alphas
 from sccam.training.segmenter import segmented_parts
 
@@ -22,6 +23,7 @@ def measure(run: RunContext, rounds: Iterable[int]) -> None:
     Args:
         rounds: whose maps were made.
     """
+    rounds = list(rounds)
     rows = _rows_with_tags(run, rounds)
     if run.config.run.until == "segmenter":
         rows += rows_without_tags(run)
@@ -32,6 +34,7 @@ def measure(run: RunContext, rounds: Iterable[int]) -> None:
         run.folder / "scores.json",
         {
             "rows": rows,
+            "hidden": hidden_rows(run, rounds),
             "classes": list(run.dataset.classes),
             "threshold": read_choice(run).threshold,
             "threshold_rule": run.config.threshold.rule,

@@ -1,8 +1,10 @@
-"""The segmenter: DeepLab learns the pseudo labels, then predicts without tags where its masks can be measured."""
+"""The segmenter: DeepLab learns the pseudo labels, where it is wanted its own masks after that, and then predicts
+without tags where its masks can be measured."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from sccam.data.batches import TrainingBatch
 from sccam.data.images import read_image
 from sccam.data.masks import read_mask, write_mask
 from sccam.nets.deeplab import DeepLab
-from sccam.runtime.labeler import refine_job
+from sccam.runtime.labeler import own_label_job, refine_job
 from sccam.runtime.network_torch import segmentation_scores
 from sccam.stages.segment import segmentation_loss
 from sccam.structures import ByteArray, TaggedImages
@@ -27,9 +29,41 @@ def train_segmenter(run: RunContext) -> None:
     net = DeepLab(run.backbone(config.output_stride), len(run.dataset.classes) + 1, config.rates, config.scales)
     if config.initialise == "classifier":  # the trunk of the last round instead of the pretrained one
         run.load_trunk(net.backbone, run.folder.classifier(run.last_round))
+    _learn(run, stage, net, run.folder.pseudo_label, config.epochs, run.folder.segmenter)
+
+
+def label_by_itself(run: RunContext) -> None:
+    """The segmenter's masks of the training images, of the classes that each one's tags allow, after a CRF."""
+    net = run.load(run.folder.segmenter)
+    assert isinstance(net, DeepLab)
+    scores_of = segmentation_scores(net, run.compute)
+    missing, settings = run.missing(run.folder.self_label), run.config.pseudo_label.crf
+    classes_of = dict(zip(run.train_images.ids, map(np.flatnonzero, run.train_images.labels.present), strict=True))
+
+    def jobs() -> Iterator[tuple[Any, ...]]:
+        for path, id in missing:
+            classes = classes_of[id].astype(np.int32)
+            scores = scores_of(read_image(path))[np.concatenate([[0], classes + 1])]
+            probabilities = scores / scores.sum(axis=0)
+            out, least = run.folder.self_label(id), run.config.segment.self_confidence
+            yield path, probabilities, classes, out, settings, least, run.backends
+
+    run.jobs(own_label_job, jobs(), len(missing))
+
+
+def train_by_itself(run: RunContext) -> None:
+    """The segmenter learns on from `label_by_itself`."""
+    net = run.load(run.folder.segmenter)
+    assert isinstance(net, DeepLab)
+    net.backbone.freeze(net.backbone.default_freeze if run.config.network.freeze < 0 else run.config.network.freeze)
+    _learn(run, "segment/retrain", net, run.folder.self_label, run.config.segment.self_epochs, run.folder.self_trained)
+
+
+def _learn(run: RunContext, stage: str, net: DeepLab, label_of: Callable[[str], Path], epochs: int, path: Path) -> None:
+    config = run.config.segment
 
     def read_label(n: int) -> ByteArray:
-        return read_mask(run.folder.pseudo_label(run.train_images.ids[n]))
+        return read_mask(label_of(run.train_images.ids[n]))
 
     def loss_of(batch: TrainingBatch) -> Tensor:
         assert batch.labels is not None
@@ -45,9 +79,10 @@ def train_segmenter(run: RunContext) -> None:
         augment=config.augment,
         batch=config.batch,
         optimiser=config.optimiser,
-        epochs=config.epochs,
-        schedule_epochs=config.epochs,
-        path=run.folder.segmenter,
+        epochs=epochs,
+        schedule_epochs=epochs,
+        average=config.average,
+        path=path,
         kind="segmenter",
         stride=config.output_stride,
         made_from={"rates": list(config.rates), "scales": list(config.scales)},
@@ -57,7 +92,7 @@ def train_segmenter(run: RunContext) -> None:
 
 def predict(run: RunContext) -> None:
     """The segmenter's masks where they can be measured, without tags; and with a CRF behind it."""
-    net = run.load(run.folder.segmenter)
+    net = run.load(run.folder.weights("segmenter"))
     assert isinstance(net, DeepLab)
     scores_of = segmentation_scores(net, run.compute)
     with_crf = run.config.measure.crf_at_test

@@ -38,14 +38,19 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
         return keys[stage]
 
     last = data
-    for r in range(classify.rounds + 1):
-        settings: list[Any] = [classify.epochs_of(r), classify.batch, asdict(classify.augment_of(r)),
-                               asdict(classify.optimiser)]  # fmt: skip
-        if r > 0:
+    for r, kind in enumerate(config.rounds):
+        settings: list[Any] = [classify.batch, asdict(classify.augment_of(r)), kind]
+        if kind in ("plain", "subcategories"):
+            settings += [classify.epochs_of(r), asdict(classify.optimiser), classify.equivariance, classify.smaller]
+        if kind == "subcategories":
             last = key(f"round{r}/cluster", last, tables["cluster"])
             settings += [classify.sub_weight, classify.sub_weight_rule, classify.restart]
+        elif kind == "reactivated":
+            settings += [tables["reactivate"]]
+        elif kind == "prototypes":
+            settings += [tables["prototypes"], tables["cam"]]
         last = key(f"round{r}/classify", last, *settings)
-        maps = key(f"round{r}/maps", last, tables["cam"], r == classify.rounds)
+        maps = key(f"round{r}/maps", last, tables["cam"], r == config.last_round)
     threshold = key(
         "threshold", maps, tables["threshold"], config.affinity.alpha_low, config.affinity.alpha_high, config.walk.alpha
     )
@@ -53,7 +58,11 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
     affinity = key("affinity/train", labels, tables["affinity"])
     walked = key("walk", affinity, tables["walk"])
     pseudo = key("pseudo_labels", walked, tables["pseudo_label"])
-    key("segment/train", pseudo, tables["segment"])
+    segment = {name: value for name, value in tables["segment"].items() if not name.startswith("self_")}
+    segmenter = key("segment/train", pseudo, segment)
+    if config.segment.self_epochs > 0:
+        relabel = key("segment/relabel", segmenter, tables["segment"]["self_confidence"], tables["pseudo_label"]["crf"])
+        key("segment/retrain", relabel, tables["segment"])
     return keys
 
 
@@ -71,6 +80,8 @@ def stage_files(stage: str) -> tuple[str, ...]:
         "walk": ("walked_maps/**/*",),
         "pseudo_labels": ("pseudo_labels/**/*",),
         "segment/train": ("segmenter.safetensors*",),
+        "segment/relabel": ("self_labels/**/*",),
+        "segment/retrain": ("self_trained/*",),
     }[stage]
 
 

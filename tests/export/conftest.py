@@ -17,10 +17,11 @@ pytest.importorskip("onnx", reason="the export extra is not installed")
 pytest.importorskip("onnxscript", reason="the export extra is not installed")
 pytest.importorskip("onnxruntime", reason="the export extra is not installed")
 
-from sccam.export.graphs import AffinityGraph, Graph, MapGraph, SegmenterGraph
+from sccam.export.graphs import AffinityGraph, BoundaryGraph, Graph, MapGraph, SegmenterGraph
 from sccam.export.to_onnx import to_onnx
 from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.backbones import build_backbone
+from sccam.nets.boundary_net import BoundaryNet
 from sccam.nets.cam_net import CamNet
 from sccam.nets.deeplab import DeepLab
 from sccam.stages.affinity_labels import neighbour_offsets
@@ -56,6 +57,10 @@ def build(kind: str) -> Graph:
     torch.manual_seed(0)
     if kind == "maps":
         return MapGraph(CamNet(trunk(), len(CLASSES), 5))
+    if kind in ("reactivated", "prototypes"):
+        return MapGraph(CamNet(trunk(), len(CLASSES), 0, kind))
+    if kind == "boundary":
+        return BoundaryGraph(BoundaryNet(trunk(), 8))
     if kind == "affinity":
         return AffinityGraph(AffinityNet(trunk(), 8, (8, 16, 24)), neighbour_offsets(3))
     scales = (1.0, 0.5) if kind == "segmenter" else (1.0,)
@@ -82,9 +87,11 @@ def smooth_images(batch: int, height: int, width: int) -> np.ndarray:
     return np.round(255 * (smooth - smooth.min()) / (smooth.max() - smooth.min())).astype(np.uint8)
 
 
-@pytest.fixture(scope="session", params=["maps", "affinity", "segmenter", "labels"])
+@pytest.fixture(
+    scope="session", params=["maps", "reactivated", "prototypes", "affinity", "boundary", "segmenter", "labels"]
+)
 def case(request: pytest.FixtureRequest) -> Case:
-    """Each of the four kinds of graph in turn."""
+    """Each kind of graph in turn."""
     return export_once(request.param)
 
 

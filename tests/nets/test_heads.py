@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.backbones import Backbone
+from sccam.nets.boundary_net import BoundaryNet
 from sccam.nets.cam_net import CamNet
 from sccam.nets.deeplab import DeepLab, Pyramid
 
@@ -62,6 +63,25 @@ def test_maps_of_chosen_classes_are_rows_of_all_maps(images):
     assert net.activation_of(images, []).shape == (2, 0, 3, 4)
 
 
+@pytest.mark.parametrize("maps", ["reactivated", "prototypes"])
+def test_other_maps_are_their_formula_and_leave_the_logits_alone(images, maps, tolerance):
+    torch.manual_seed(0)
+    net = CamNet(TinyBackbone(), classes=5, maps=maps).eval()
+    assert net.second is not None
+    features = net.backbone(images)[-1]
+    if maps == "prototypes":
+        features = features / features.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
+        weight = net.second.weight
+    else:
+        weight = net.parent.weight + net.second.weight
+    rounding = tolerance["float32"]
+    torch.testing.assert_close(net.activation(images), F.relu(F.conv2d(features, weight)), atol=rounding, rtol=rounding)
+    torch.testing.assert_close(net.activation_of(images, [3, 1]), net.activation(images)[:, [3, 1]])
+    plain = CamNet(net.backbone, classes=5).eval()
+    plain.parent.load_state_dict(net.parent.state_dict())
+    assert torch.equal(net(images)[0], plain(images)[0])
+
+
 def test_dropout_touches_logits_in_training_and_never_maps_or_features(images):
     torch.manual_seed(0)
     net = CamNet(TinyBackbone(), classes=5).train()
@@ -76,6 +96,13 @@ def test_affinity_features_lie_on_the_stride_8_grid(size, grid):
     features = net(torch.rand(1, 3, *size))
     assert features.shape == (1, 448, *grid)
     assert features.min() >= -1  # ELU
+
+
+def test_boundaries_are_probabilities_on_the_stride_8_grid():
+    net = BoundaryNet(TinyBackbone())
+    boundary = net(torch.rand(2, 3, 75, 101))
+    assert boundary.shape == (2, 1, 10, 13)
+    assert 0 < boundary.min() < boundary.max() < 1
 
 
 def test_the_pyramid_is_the_sum_of_its_dilated_convolutions(tolerance):
@@ -112,7 +139,15 @@ def test_the_pyramid_starts_small_and_unbiased():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda b: CamNet(b, 5, 10), AffinityNet, lambda b: DeepLab(b, 6)], ids=["cam", "affinity", "deeplab"]
+    "make",
+    [
+        lambda b: CamNet(b, 5, 10),
+        lambda b: CamNet(b, 5, 0, "reactivated"),
+        AffinityNet,
+        BoundaryNet,
+        lambda b: DeepLab(b, 6),
+    ],
+    ids=["cam", "reactivated", "affinity", "boundary", "deeplab"],
 )
 def test_every_trainable_parameter_is_in_exactly_one_group(make):
     backbone = TinyBackbone()

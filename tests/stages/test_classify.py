@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import multilabel_soft_margin_loss
 
-from sccam.stages.classify import ClassifyConfig, joint_loss
+from sccam.stages.classify import ClassifyConfig, equivariance_loss, joint_loss
 from sccam.stages.optim import poly_factor
 
 VOC_STEPS = 661  # an epoch of 10,582 images in batches of 16; method 2.4
@@ -92,3 +92,20 @@ def test_round_0_differs_from_the_others_in_its_crop_only():
     assert config.augment_of(0).crop == config.round0_crop == 448
     assert config.augment_of(1) == config.augment_of(3) == config.augment
     assert config.augment_of(0).long_side == config.augment.long_side
+
+
+def test_maps_of_a_smaller_view_that_are_the_smaller_maps_cost_nothing():
+    torch.manual_seed(0)
+    large = torch.rand(2, 3, 8, 8).repeat_interleave(1, 0)
+    blocks = torch.nn.functional.avg_pool2d(large, 2)
+    exact = torch.nn.functional.interpolate(blocks, scale_factor=2, mode="nearest")
+    targets = torch.tensor([[1.0, 0, 1], [0, 0, 0]])
+    assert equivariance_loss(exact, 5 * blocks, targets).item() == pytest.approx(0, abs=1e-5)  # each over its maximum
+    moved = blocks.clone()
+    moved[:, 1] = 0  # of a class that is absent
+    assert equivariance_loss(exact, moved, targets).item() == pytest.approx(0, abs=1e-5)
+    mirrored = blocks.flip(-1)
+    scaled, other = ((maps[0] / maps[0].amax((1, 2), keepdim=True))[[0, 2]] for maps in (blocks, mirrored))
+    expected = (scaled - other).abs().mean().item()
+    assert equivariance_loss(exact, mirrored, targets).item() == pytest.approx(expected, abs=1e-4)
+    assert equivariance_loss(exact, mirrored, torch.zeros(2, 3)).item() == 0
