@@ -41,6 +41,7 @@ def fit(
     on_step: Callable[[int, int], None],
     on_epoch: Callable[[int, float, float], None],
     average: float = 0.0,
+    enough: float = 0.0,
 ) -> None:
     """Trains `model` in place for `epochs`, from its checkpoint if there is one.
 
@@ -53,6 +54,7 @@ def fit(
         on_step: called with (steps done, steps in all).
         on_epoch: called with (epoch, mean loss, images per second).
         average: decay of an exponential mean of the weights, which the model has in the end; 0 keeps the last ones.
+        enough: mean loss of an epoch after which no further epoch is begun; 0 for none.
 
     Raises:
         NumericError: the loss is NaN or infinite; the last checkpoint stays.
@@ -63,11 +65,11 @@ def fit(
     total = epochs * loader.steps
     horizon = schedule_epochs * loader.steps
     mean = Average(model, average) if average > 0 else None
-    done = _restore(checkpoint, model, optimiser, scaler, mean) if checkpoint.exists() else 0
+    done, losses = _restore(checkpoint, model, optimiser, scaler, mean) if checkpoint.exists() else (0, [])
     saved_at = time.monotonic()
     model.train()
     for epoch in range(done // loader.steps if loader.steps else 0, epochs):
-        losses, started, first_step = [], time.monotonic(), done % loader.steps
+        started, first_step = time.monotonic(), done % loader.steps
         for batch in loader.epoch(epoch, first_step):
             torch.manual_seed(seed * 1_000_003 + done)
             set_learning_rate(optimiser, poly_factor(done, horizon, optimiser_config.power))
@@ -94,15 +96,20 @@ def fit(
             if done % loader.steps == 0:
                 break  # the epoch is told and saved below
             if stop.signal is not None or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                _save(checkpoint, model, optimiser, scaler, done, mean)
+                _save(checkpoint, model, optimiser, scaler, done, losses, mean)
                 saved_at = time.monotonic()
                 stop.check()
         seconds = max(1e-9, time.monotonic() - started)
         if losses:
-            on_epoch(epoch, sum(losses) / len(losses), len(losses) * loader.batch / seconds)
-        _save(checkpoint, model, optimiser, scaler, done, mean)
+            mean_loss = sum(losses) / len(losses)
+            on_epoch(epoch, mean_loss, (len(losses) - first_step) * loader.batch / seconds)
+            done = total if 0 <= mean_loss < enough else done
+        losses = []
+        _save(checkpoint, model, optimiser, scaler, done, losses, mean)
         saved_at = time.monotonic()
         stop.check()
+        if done == total:
+            break
     if mean is not None:
         mean.give(model)
     model.eval()
@@ -142,6 +149,7 @@ def _save(
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     done: int,
+    losses: list[float],
     mean: Average | None,
 ) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -152,6 +160,7 @@ def _save(
     if mean is not None:
         tensors |= {f"mean.{name}": tensor for name, tensor in mean.tensors.items()}
     tensors["done"] = torch.tensor(done)
+    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)  # of the epoch that was begun
     tensors["scale"] = torch.tensor(float(scaler.get_scale()), dtype=torch.float64)
     write_tensors(path, tensors)
 
@@ -162,7 +171,7 @@ def _restore(
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     mean: Average | None,
-) -> int:
+) -> tuple[int, list[float]]:
     tensors = read_tensors(path)
     try:
         model.load_state_dict({name[6:]: tensors[name] for name in tensors if name.startswith("model.")})
@@ -186,4 +195,4 @@ def _restore(
         ) from error
     if scaler.is_enabled():
         scaler.load_state_dict({**scaler.state_dict(), "scale": float(tensors["scale"])})
-    return int(tensors["done"])
+    return int(tensors["done"]), tensors["losses"].tolist() if "losses" in tensors else []

@@ -196,6 +196,28 @@ def test_the_mean_of_the_weights_survives_a_power_cut_in_any_step_and_is_the_for
         assert equal(again.fit(), whole), f"killed in step {step}"
 
 
+@pytest.mark.parametrize("seconds_between_checkpoints", [300.0, 0.0], ids=["each epoch", "each step"])
+def test_a_round_that_has_learned_enough_ends_and_a_killed_one_ends_there_too(
+    images, tmp_path, monkeypatch, seconds_between_checkpoints
+):
+    monkeypatch.setattr(fit_module, "CHECKPOINT_SECONDS", seconds_between_checkpoints)
+    long = Run(images, tmp_path / "long", epochs=6, schedule_epochs=6)
+    long.fit()
+    losses = [loss for _, loss, _ in long.epochs]
+    enough = 1.0001 * losses[2]
+    ended = next(epoch for epoch, loss in enumerate(losses) if loss < enough)
+    assert ended < 5
+    whole = Run(images, tmp_path / "whole", epochs=6, schedule_epochs=6, enough=enough)
+    weights = whole.fit()
+    assert [loss for _, loss, _ in whole.epochs] == losses[: ended + 1]
+    assert equal(whole.fit(), weights) and len(whole.epochs) == ended + 1  # nothing is left to do
+    for step in range(1, (ended + 1) * STEPS + 1):
+        run = Run(images, tmp_path / str(step), epochs=6, schedule_epochs=6, enough=enough)
+        with pytest.raises(PowerCut):
+            run.fit(cut_at=step)
+        assert equal(run.fit(), weights), f"killed in step {step}"
+
+
 def test_a_finished_run_trains_no_more(images, tmp_path):
     run = Run(images, tmp_path)
     weights, digest = run.fit(), sha256(run.checkpoint)

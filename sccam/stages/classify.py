@@ -46,6 +46,10 @@ class ClassifyConfig:
     sub_weight_rule: str = field(default="paper", metadata={"choices": ("paper", "per_class")})
     equivariance: float = field(default=0.0, metadata={"min": 0.0})  # weight of L_eq; SEAM 1.0, the paper 0
     smaller: float = field(default=0.5, metadata={"min": 0.1, "max": 1.0})  # side of the smaller view; SEAM 0.3
+    dropout: float = field(
+        default=-1.0, metadata={"min": -1.0, "max": 0.95}
+    )  # of channels before the heads; -1: trunk's
+    enough: float = field(default=0.0, metadata={"min": 0.0})  # mean loss of an epoch that ends a round early; 0: none
     restart: str = field(default="pretrained", metadata={"choices": ("pretrained", "previous")})  # trunk of a new round
     augment: AugmentConfig = AugmentConfig()
     round0_crop: int = field(default=448, metadata={"min": 16})  # [px] in round 0; psa's own classifier

@@ -151,6 +151,7 @@ class RunContext:
         epochs: int,
         schedule_epochs: int,
         average: float = 0.0,
+        enough: float = 0.0,
         path: Path,
         kind: str,
         stride: int,
@@ -162,7 +163,7 @@ class RunContext:
         Args:
             backbone: the trunk of `net`.
             draws: name of the random numbers (views, their order, dropout); stages of one name draw the same ones.
-            loss_of, average, read_label: as `fit` and `BatchLoader` take them.
+            loss_of, average, enough, read_label: as `fit` and `BatchLoader` take them.
             path, kind, stride, made_from: of the finished weights and their manifest.
         """
         self.compute.place(net)
@@ -192,6 +193,7 @@ class RunContext:
             epochs=epochs,
             schedule_epochs=schedule_epochs,
             average=average,
+            enough=enough,
             seed=self._seed(draws),
             compute=self.compute,
             checkpoint=checkpoint,

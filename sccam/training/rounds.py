@@ -69,6 +69,8 @@ def classify(run: RunContext, r: int) -> None:
         len(run.dataset.classes),
         0 if subcategories is None else len(subcategories.parent),
     )
+    if config.dropout >= 0:
+        net.dropout.p = config.dropout
     if r > 0 and config.restart == "previous":
         run.load_trunk(net.backbone, run.folder.classifier(r - 1))
     parent_targets = torch.from_numpy(run.train_images.labels.present).float().to(run.compute.device)
@@ -112,6 +114,7 @@ def classify(run: RunContext, r: int) -> None:
         optimiser=config.optimiser,
         epochs=epochs,
         schedule_epochs=schedule_epochs,
+        enough=config.enough,
         path=run.folder.classifier(r),
         kind="cam_net",
         stride=network.output_stride,

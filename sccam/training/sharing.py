@@ -41,7 +41,14 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
     for r, kind in enumerate(config.rounds):
         settings: list[Any] = [classify.batch, asdict(classify.augment_of(r)), kind]
         if kind in ("plain", "subcategories"):
-            settings += [classify.epochs_of(r), asdict(classify.optimiser), classify.equivariance, classify.smaller]
+            settings += [
+                classify.epochs_of(r),
+                asdict(classify.optimiser),
+                classify.equivariance,
+                classify.smaller,
+                classify.dropout,
+                classify.enough,
+            ]
         if kind == "subcategories":
             last = key(f"round{r}/cluster", last, tables["cluster"])
             settings += [classify.sub_weight, classify.sub_weight_rule, classify.restart]
