@@ -70,7 +70,7 @@ def ablate(
     verbose: Verbose = False,
 ) -> None:
     """Trains variants of a recipe over seeds and says what helps; the same command again does only what is missing."""
-    from sccam import ablate as module
+    from sccam import ablation as module
 
     def reporter(name: str) -> LineReporter:
         if not as_json:

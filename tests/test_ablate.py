@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sccam import ablate as module
 from sccam import cli
 from sccam import config as toml
-from sccam.ablate import Ablation, ablate, read_ablation, run_folder
+from sccam.ablation import Ablation, ablate, read_ablation, run_folder
+from sccam.ablation import runs as module
 from sccam.artifacts import RunFolder, read_json, sha256
 from sccam.data.sample import draw_sample
 from sccam.errors import ConfigError, NumericError, RunFolderError, ShapeError
@@ -118,7 +118,8 @@ FREE = ("run.workers", "run.until")
 
 
 def test_every_setting_changes_the_key_of_a_stage_but_those_that_change_no_result():
-    config = load_config("photos", ["classify.rounds=2"])
+    switched_on = ["reactivate.epochs=1", "prototypes.k=2", "segment.self_epochs=1"]
+    config = load_config("photos", ["classify.rounds=2", *switched_on])
     keys = stage_keys(config, "data")
     for name, value in leaves(config):
         if name == "classify.rounds":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -62,8 +63,21 @@ def run_jobs(function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], *
                 future.cancel()
 
 
+def end_with_parent() -> None:
+    """In a worker: a parent that was killed takes this process with it, as SIGTERM would; else it would work on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 def _quiet_worker() -> None:
     """One computing thread per worker; stop signals are the parent's business."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ import pytest
 from sccam.data.masks import read_mask
 from sccam.errors import MaskError, ResourceError
 from sccam.runtime.pool import run_jobs, worker_count
+
+ROOT = str(Path(__file__).resolve().parents[2])
 
 # Jobs are functions of the standard library and of sccam, which a fresh process can import without the tests.
 
@@ -75,6 +80,30 @@ def test_a_worker_that_dies_is_a_resource_error_that_says_what_to_do():
     with pytest.raises(ResourceError, match="a worker process died") as caught:
         list(run_jobs(os._exit, [(1,)], workers=2))
     assert "memory" in str(caught.value) and "run.workers=1" in str(caught.value)
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path):
+    """The jobs sleep for a minute, and leave their process id."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys\nfrom sccam.runtime.pool import run_jobs\n"
+        "if __name__ == '__main__':\n"
+        "    code = 'import os, sys, time; open(sys.argv[1] + str(os.getpid()), \"w\").close(); time.sleep(60)'\n"
+        "    list(run_jobs(exec, [(code,)] * 2, workers=2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, script, f"{tmp_path}/pid"], env={**os.environ, "PYTHONPATH": ROOT})
+    pids = wait_for(lambda: [int(path.name[3:]) for path in tmp_path.glob("pid*")], lambda found: len(found) == 2)
+    parent.kill()
+    parent.wait()
+    assert wait_for(lambda: [pid for pid in pids if Path(f"/proc/{pid}").exists()], lambda alive: not alive) == []
+
+
+def wait_for(look: Callable[[], list[int]], done: Callable[[list[int]], bool]) -> list[int]:
+    """What is seen once it is as it should be, or after half a minute."""
+    ends = time.monotonic() + 30
+    while not done(look()) and time.monotonic() < ends:
+        time.sleep(0.1)
+    return look()
 
 
 def test_a_worker_computes_on_one_thread():

@@ -1,0 +1,96 @@
+"""The plan of an ablation: variants of a recipe, seeds and data, from one TOML file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from sccam.data.text import nearest
+from sccam.errors import ConfigError
+from sccam.recipe import RunConfig, load_config
+
+KEYS = ("data", "config", "seeds", "baseline", "ceiling", "variants")
+CEILING = "supervised"  # the folder of its runs
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """The plan of a file."""
+
+    data: Path
+    config: str
+    seeds: tuple[int, ...]
+    baseline: str
+    variants: dict[str, tuple[str, ...]]  # name -> settings as "table.name=value"
+    ceiling: bool = False
+
+    def settings(self, variant: str, seed: int) -> RunConfig:
+        """Of one run."""
+        return load_config(self.config, [*self.variants[variant], f"run.seed={seed}"])
+
+
+def read_ablation(path: Path | str, folder: Path | None = None) -> Ablation:
+    """The plan in a TOML file; every variant's settings are read once, so that a bad one ends before any work.
+
+    Args:
+        path: the file.
+        folder: of the images, in place of the one that the file names.
+
+    Raises:
+        ConfigError: the file is missing or not TOML; an unknown key, a wrong type, an impossible setting.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no file of variants: {error}", where=path) from None
+    for key in content:
+        if key not in KEYS:
+            raise ConfigError(
+                f"unknown key {key!r}", where=path, why=nearest(key, KEYS), fix=f"known: {', '.join(KEYS)}"
+            )
+    data, config = content.get("data", None if folder is None else str(folder)), content.get("config", "photos")
+    seeds, variants = content.get("seeds", [0]), content.get("variants")
+    if not isinstance(data, str):
+        raise ConfigError("data must name a folder", where=path, fix='data = "photos"')
+    if not isinstance(config, str):
+        raise ConfigError("config must be a name or a file", where=path)
+    if not (_is_list_of(seeds, int) and len(set(seeds)) == len(seeds) and seeds and min(seeds) >= 0):
+        raise ConfigError("seeds must be different whole numbers from 0", where=path, fix="seeds = [0, 1, 2]")
+    if not (isinstance(variants, dict) and variants and all(_is_list_of(v, str) for v in variants.values())):
+        raise ConfigError(
+            "variants must be a table of lists of settings", where=path, fix='[variants]\nplain = ["cluster.k=1"]'
+        )
+    for name in variants:
+        if name == CEILING or not NAME.fullmatch(name):
+            raise ConfigError(f"{name!r} cannot name a folder", where=path, fix="use letters, digits, dot, dash")
+    baseline = content.get("baseline", next(iter(variants)))
+    if baseline not in variants:
+        raise ConfigError(f"no variant {baseline!r}", where=path, why=nearest(str(baseline), variants))
+    ceiling = content.get("ceiling", False)
+    if not isinstance(ceiling, bool):
+        raise ConfigError("ceiling must be true or false", where=path)
+    beside = path.parent / config
+    plan = Ablation(
+        folder or path.parent / data, str(beside) if beside.is_file() else config, tuple(seeds), baseline,
+        {name: tuple(settings) for name, settings in variants.items()}, ceiling,
+    )  # fmt: skip
+    for name in variants:
+        try:
+            plan.settings(name, 0)
+        except ConfigError as error:
+            error.where = f"{path}, variant {name}: {error.where or ''}".rstrip(": ")
+            raise
+    return plan
+
+
+def run_folder(out: Path, variant: str, seed: int) -> Path:
+    """Where one run lies."""
+    return out / "runs" / variant / f"seed{seed}"
+
+
+def _is_list_of(value: object, kind: type) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
