@@ -118,6 +118,15 @@ def test_contrast_equals_its_definition():
         assert found == pytest.approx(len(below) * len(above) / len(scores) * gap / total, rel=TOLERANCE["definition"])
 
 
+def test_the_two_together_choose_between_what_each_would():
+    pairs = [disc(seed=k) for k in range(4)]
+    first, second = RULES["otsu"](iter(pairs)), RULES["contrast"](iter(pairs))
+    together = RULES["otsu_contrast"](iter(pairs))
+    assert together == pytest.approx(first / first.max() * second / second.max())
+    alone = sorted(choose_threshold(pairs, ThresholdConfig(rule=rule)) for rule in ("otsu", "contrast"))
+    assert alone[0] <= choose_threshold(pairs, ThresholdConfig(rule="otsu_contrast")) <= alone[1]
+
+
 def test_edges_equals_its_definition():
     highest, image = disc(40, 48)
     merit = RULES["edges"]([(highest, image)])
@@ -146,7 +155,7 @@ def test_nothing_to_choose_by_gives_the_fixed_threshold(rule):
     assert choose_threshold([(np.ones((1, 1), np.float32), grey[:1, :1])], config) == 0.2
 
 
-@pytest.mark.parametrize("rule", ["contrast", "edges"])
+@pytest.mark.parametrize("rule", ["contrast", "otsu_contrast", "edges"])
 def test_images_of_one_colour_say_nothing_about_a_threshold(rule):
     highest, image = disc()
     config = ThresholdConfig(rule=rule)
@@ -175,7 +184,7 @@ def test_every_rule_is_a_choice_of_the_config():
 
 
 def test_an_unknown_rule_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="fixed, otsu, contrast, edges"):
+    with pytest.raises(ConfigError, match="fixed, otsu, contrast, otsu_contrast, edges"):
         choose_threshold([], ThresholdConfig(rule="median"))
 
 
