@@ -53,10 +53,6 @@ class CamNet(nn.Module):
         sub_logits = None if self.sub is None else self.sub(pooled).flatten(1)
         return self.parent(pooled).flatten(1), sub_logits
 
-    def pooled_features(self, x: Tensor) -> Tensor:
-        """[N 3 H W] -> [N D], the vectors that are clustered: spatial means of the deep tap, without dropout."""
-        return _pool(self.backbone(x)[-1]).flatten(1)
-
     def activation(self, x: Tensor) -> Tensor:
         """[N 3 H W] -> parent maps [N C h w], rectified, not yet divided by their maximum (Eq. 1)."""
         return self.rectified(self.backbone(x)[-1], self.map_weight())

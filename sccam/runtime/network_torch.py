@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sccam.data.transforms import pad_to_multiple
+from sccam.data.transforms import pad_to_multiple, resize
 from sccam.nets.backbones import Backbone
 from sccam.nets.boundary_net import BoundaryNet, PairNet
 from sccam.nets.cam_net import CamNet
 from sccam.nets.compute import Compute
 from sccam.nets.deeplab import DeepLab
 from sccam.nets.saved import Network
-from sccam.stages.cam import ScoreViews
+from sccam.stages.cam import MAX_EPSILON, ScoreViews, view_size
 from sccam.stages.segment import upsample_logits
 from sccam.structures import ByteArray, FloatArray, IntArray
 
@@ -28,19 +28,30 @@ def mean_colour(backbone: Backbone) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def pooled_features(net: CamNet, compute: Compute, multiple: int) -> Callable[[ByteArray], FloatArray]:
-    """A function u8 [H W 3] -> the clustering feature [D]; sides are rounded to `multiple` by resizing."""
-    from sccam.data.transforms import resize
-    from sccam.stages.cam import view_size
+def pooled_features(
+    trunk: Backbone, compute: Compute, multiple: int, *, scale: float = 1.0, maps_of: CamNet | None = None
+) -> Callable[[ByteArray, IntArray], FloatArray]:
+    """A function (image u8 [H W 3], classes [P]) -> the features that are clustered [P D].
 
-    backbone = net.backbone
+    Args:
+        trunk: whose deep tap is averaged.
+        multiple: sides of the view are rounded to this by resizing.
+        scale: of the view's sides.
+        maps_of: the classifier whose maps weigh the pixels, each class's own; without it all pixels count alike.
+    """
 
     @torch.inference_mode()
-    def features(image: ByteArray) -> FloatArray:
-        view = resize(image, view_size((image.shape[0], image.shape[1]), 1.0, multiple))
+    def features(image: ByteArray, classes: IntArray) -> FloatArray:
+        view = resize(image, view_size((image.shape[0], image.shape[1]), scale, multiple))
         with compute.autocast():
-            pooled = net.pooled_features(compute.normalised(view[None], backbone.mean, backbone.std))
-        return np.asarray(pooled[0].float().cpu())
+            inputs = compute.normalised(view[None], trunk.mean, trunk.std)
+            deep = trunk(inputs)[-1][0].float().flatten(1)  # [D hw]
+            if maps_of is None:
+                return np.asarray(deep.mean(dim=1).expand(len(classes), -1).cpu())
+            index = torch.as_tensor(classes, device=compute.device).long()
+            maps = maps_of.activation_of(inputs, index)[0].float().flatten(1)  # [P hw]
+        weights = maps + MAX_EPSILON  # a class that lights up nowhere is averaged over the image
+        return np.asarray((weights @ deep.T / weights.sum(dim=1, keepdim=True)).cpu())
 
     return features
 

@@ -4,8 +4,9 @@ Source: Chang et al., CVPR 2020, Eq. 2 and Algorithm 1; authors' code create_pse
 Followed: one fit per class over every image that carries the class, raw Euclidean features, k-means++; an image
 with several classes enters several fits with the same vector. `n_init` is stated because scikit-learn's default
 fell from the 10 restarts of the authors' day to 1.
-Differs, and only where a setting asks for it: features may be whitened and scaled to length 1, and K chosen for each
-class from its features (choose_k.py; the paper names that as future work).
+Differs, and only where a setting asks for it: features may be averaged over the class's own map instead of the image,
+whitened and scaled to length 1, and K chosen for each class from its features (choose_k.py; the paper names that as
+future work).
 Differs always: K is capped by the number of different vectors of a class, where the authors' code stops with an error
 (too few images) or silently returns fewer clusters (equal vectors). So K may differ by class, and blocks are found
 through `parent`, not by dividing an index by K.
@@ -19,7 +20,7 @@ through `parent`, not by dividing an index by K.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +39,10 @@ class ClusterConfig:
     features: str = field(default="previous", metadata={"choices": ("previous", "pretrained")})
     """Whose pooled features are clustered: the round before's classifier, or the trunk before any training here. A
     classifier that fits a few hundred images by heart has forgotten what tells its own class's images apart."""
+    pool: str = field(default="image", metadata={"choices": ("image", "map")})
+    """Where features are averaged: over the whole image, the paper's way, or over the class's own activation map, so
+    that neither the background nor the image's other classes decide on its sub-category."""
+    scale: float = field(default=1.0, metadata={"min": 0.1, "max": 4.0})  # of the image that features are taken from
     k: int = field(default=10, metadata={"min": 1})  # clusters per class; paper §4.2
     min_size: int = field(default=1, metadata={"min": 1})  # images a cluster, on average: a class has at most N / this
     min_silhouette: float = field(default=0.05, metadata={"min": -1.0, "max": 1.0})  # below it a class is one cluster
@@ -73,12 +78,18 @@ def k_means(points: FloatArray, k: int, *, n_init: int, max_iterations: int, see
 
 
 def cluster_subcategories(
-    features: FloatArray, labels: LabelSet, config: ClusterConfig, *, seed: int = 0, fit: KMeans = k_means
+    features: FloatArray | Sequence[FloatArray],
+    labels: LabelSet,
+    config: ClusterConfig,
+    *,
+    seed: int = 0,
+    fit: KMeans = k_means,
 ) -> SubcategoryLabels:
     """The sub-category targets of one round.
 
     Args:
-        features: [N D] pooled classifier features, in the order of `labels.ids`.
+        features: [N D] pooled classifier features, in the order of `labels.ids`; or for each class [N_c D] of its
+            images alone, in the same order.
         labels: image-level tags; a class that no image carries gets one sub-category that stays empty.
         seed: of the k-means++ starts (authors: 0).
         fit: the k-means; a faster one may be given.
@@ -90,21 +101,36 @@ def cluster_subcategories(
         ShapeError: as many features as images are needed.
         NumericError: a feature is NaN or infinite.
     """
-    if features.ndim != 2 or len(features) != len(labels.ids):
-        raise ShapeError(f"features have shape {features.shape}, expected [{len(labels.ids)}, D]")
-    if not np.isfinite(features).all():
-        bad = labels.ids[int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])]
-        raise NumericError("a feature is NaN or infinite", where=f"image {bad}", why="the classifier diverged")
-    features = prepared(features, whiten=config.whiten, normalise=config.normalise)
+    members = [np.flatnonzero(labels.present[:, c]) for c in range(len(labels.classes))]
     blocks, parent = [], []
-    for c in range(len(labels.classes)):
-        members = labels.present[:, c]
-        assignment, k = _clusters(features[members], config, seed, fit)
-        block = np.zeros((len(features), k), dtype=bool)
-        block[np.flatnonzero(members), assignment] = True
+    for c, points in enumerate(_by_class(features, labels, members, config)):
+        assignment, k = _clusters(points, config, seed, fit)
+        block = np.zeros((len(labels.ids), k), dtype=bool)
+        block[members[c], assignment] = True
         blocks.append(block)
         parent += [c] * k
     return SubcategoryLabels(np.concatenate(blocks, axis=1), np.array(parent, dtype=np.int32), labels.ids)
+
+
+def _by_class(
+    features: FloatArray | Sequence[FloatArray], labels: LabelSet, members: list[np.ndarray], config: ClusterConfig
+) -> list[FloatArray]:
+    """What is clustered of each class [N_c D]: checked, whitened and scaled over all rows together."""
+    whole = isinstance(features, np.ndarray)
+    parts: list[FloatArray] = [features] if isinstance(features, np.ndarray) else list(features)
+    rows = [np.arange(len(labels.ids))] if whole else members
+    wanted = [len(own) for own in rows]
+    if [part.shape[0] if part.ndim == 2 else -1 for part in parts] != wanted:
+        shapes = ", ".join(str(part.shape) for part in parts)
+        raise ShapeError(f"features have shape {shapes}, expected {', '.join(f'[{n}, D]' for n in wanted)}")
+    for part, own in zip(parts, rows, strict=True):
+        if not np.isfinite(part).all():
+            bad = labels.ids[int(own[np.flatnonzero(~np.isfinite(part).all(axis=1))[0]])]
+            raise NumericError("a feature is NaN or infinite", where=f"image {bad}", why="the classifier diverged")
+    ready = prepared(np.concatenate(parts), whiten=config.whiten, normalise=config.normalise)
+    if whole:
+        return [ready[chosen] for chosen in members]
+    return np.split(ready, np.cumsum(wanted)[:-1])
 
 
 def _clusters(points: FloatArray, config: ClusterConfig, seed: int, fit: KMeans) -> tuple[np.ndarray, int]:

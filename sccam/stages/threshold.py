@@ -132,8 +132,8 @@ def contrast(maps: Iterable[MapAndImage]) -> Merit:
 def otsu_contrast(maps: Iterable[MapAndImage]) -> Merit:
     """The product of the two, each over its maximum: scores and colours have to agree on the border.
 
-    On sharp maps all three rules come to the same. On blurred ones Otsu's threshold falls too low, for the blur around a
-    thing outnumbers the thing; on maps of a thing's telling part that of the colours lies too high.
+    On sharp maps all three rules come to the same. On blurred ones Otsu's threshold falls too low, for the blur around
+    a thing outnumbers the thing; on maps of a thing's telling part that of the colours lies too high.
     """
     pairs = list(maps)
     first, second = otsu(pairs), contrast(pairs)

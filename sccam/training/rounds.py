@@ -35,17 +35,24 @@ then differ in their sub-categories and in nothing else. Other seeds move the ma
 
 def cluster(run: RunContext, r: int) -> None:
     """Features of round r-1's classifier, or of the trunk as it came, clustered into the sub-categories of round r."""
-    stride = run.config.network.output_stride
-    if run.config.cluster.features == "previous":
-        net = _classifier(run, r - 1)
-    else:
-        net = CamNet(run.backbone(stride), len(run.dataset.classes)).eval()
-        run.compute.place(net)
-    features_of = pooled_features(net, run.compute, stride)
-    paths = run.watched(run.train_images.paths)
-    features = np.stack([features_of(read_image(path)) for path in paths])
+    settings, stride, images = run.config.cluster, run.config.network.output_stride, run.train_images
+    before = _classifier(run, r - 1)
+    trunk = before.backbone
+    if settings.features == "pretrained":
+        trunk = run.backbone(stride).eval()
+        run.compute.place(trunk)
+    net = before if settings.pool == "map" else None
+    features_of = pooled_features(trunk, run.compute, stride, scale=settings.scale, maps_of=net)
+    found: list[list[np.ndarray]] = [[] for _ in images.classes]
+    every = np.arange(len(images.classes), dtype=np.int32)
+    for n in run.watched(range(len(images))):
+        classes = every[images.labels.present[n]] if settings.pool == "map" else every[:1]
+        for c, row in zip(classes, features_of(read_image(images.paths[n]), classes), strict=True):
+            found[c].append(row)
+    parts = [np.stack(rows) for rows in found if rows]
+    features = np.concatenate(parts)
     labels = cluster_subcategories(
-        features,
+        parts if settings.pool == "map" else features,
         run.train_images.labels,
         run.config.cluster,
         seed=run.config.run.seed,

@@ -53,7 +53,7 @@ def test_pooled_features_times_the_head_are_the_logits(images, tolerance):
     net = CamNet(TinyBackbone(), classes=5).eval()
     parent, sub = net(images)
     assert sub is None
-    found = net.pooled_features(images) @ net.parent.weight.flatten(1).T
+    found = net.backbone(images)[-1].mean((2, 3)) @ net.parent.weight.flatten(1).T
     torch.testing.assert_close(found, parent, atol=rounding, rtol=rounding)
 
 
@@ -87,7 +87,6 @@ def test_dropout_touches_logits_in_training_and_never_maps_or_features(images):
     net = CamNet(TinyBackbone(), classes=5).train()
     assert not torch.equal(net(images)[0], net(images)[0])
     assert torch.equal(net.activation(images), net.activation(images))
-    assert torch.equal(net.pooled_features(images), net.pooled_features(images))
 
 
 @pytest.mark.parametrize(("size", "grid"), [((96, 128), (12, 16)), ((75, 101), (10, 13))])

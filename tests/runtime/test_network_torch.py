@@ -87,18 +87,33 @@ def test_no_classes_give_no_maps(backbone, image):
 
 
 def test_the_clustering_feature_is_pooled_from_the_rounded_image_without_dropout(backbone, image, tolerance):
-    net = CamNet(backbone, classes=5).eval()
-    features_of = pooled_features(net, CPU, 32)
-    assert features_of(image).shape == (8,)
-    assert np.array_equal(features_of(image), features_of(image))
+    features_of = pooled_features(backbone.eval(), CPU, 32)
+    classes = np.array([0, 2], np.int32)
+    found = features_of(image, classes)
+    assert found.shape == (2, 8) and np.array_equal(found[0], found[1])
+    assert np.array_equal(features_of(image, classes), found)
     fitting = np.ascontiguousarray(image[:64, :96])
-    expected = net.pooled_features(normalised(fitting[None], backbone))[0].detach().numpy()
-    assert features_of(fitting) == pytest.approx(expected, abs=tolerance["network"])
+    expected = backbone(normalised(fitting[None], backbone))[-1].mean((2, 3))[0].detach().numpy()
+    assert features_of(fitting, classes)[0] == pytest.approx(expected, abs=tolerance["network"])
+
+
+def test_over_a_classes_own_map_every_class_has_a_feature_of_its_own(backbone, image, tolerance):
+    net = CamNet(backbone, classes=5).eval()
+    fitting = np.ascontiguousarray(image[:64, :96])
+    inputs = normalised(fitting[None], backbone)
+    maps, deep = net.activation(inputs)[0].detach().numpy(), backbone(inputs)[-1][0].detach().numpy()
+    found = pooled_features(backbone, CPU, 32, maps_of=net)(fitting, np.array([3, 1], np.int32))
+    for row, c in zip(found, (3, 1), strict=True):
+        weights = maps[c] + 1e-5
+        expected = (weights * deep).sum((1, 2)) / weights.sum()
+        assert row == pytest.approx(expected, rel=1e-3, abs=tolerance["network"])
+    larger = pooled_features(backbone, CPU, 32, scale=2.0, maps_of=net)(fitting, np.array([3], np.int32))
+    assert larger.shape == (1, 8) and not np.allclose(larger[0], found[0])
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_resized_image_passes_without_a_warning(backbone, image):
-    pooled_features(CamNet(backbone, classes=5).eval(), CPU, 32)(image)
+    pooled_features(backbone, CPU, 32)(image, np.zeros(1, np.int32))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (70, 101), (33, 1)])

@@ -156,3 +156,33 @@ def test_a_feature_that_is_not_finite_names_its_image(value):
 def test_features_that_do_not_fit_the_tags_are_refused(shape):
     with pytest.raises(ShapeError, match=r"expected \[3, D\]"):
         cluster_subcategories(np.ones(shape, np.float32), tags(np.ones((3, 1))), ClusterConfig())
+
+
+def test_features_of_each_class_alone_are_the_same_as_one_row_an_image_that_serves_all(rng):
+    present = rng.random((30, 3)) < 0.6
+    labels = LabelSet(present, tuple(map(str, range(30))), ("a", "b", "c"))
+    features = rng.normal(size=(30, 5)).astype(np.float32)
+    config = ClusterConfig(k=3)
+    whole = cluster_subcategories(features, labels, config)
+    alone = cluster_subcategories([features[present[:, c]] for c in range(3)], labels, config)
+    assert np.array_equal(whole.present, alone.present) and np.array_equal(whole.parent, alone.parent)
+
+
+def test_a_class_may_split_by_what_it_looks_like_itself(rng):
+    """Two classes in every image, each of two kinds; one row an image cannot serve both."""
+    kinds = rng.integers(0, 2, (40, 2))
+    labels = LabelSet(np.ones((40, 2), bool), tuple(map(str, range(40))), ("a", "b"))
+    parts = [(10.0 * kinds[:, c, None] + rng.normal(size=(40, 4))).astype(np.float32) for c in range(2)]
+    found = cluster_subcategories(parts, labels, ClusterConfig(k=2, normalise=False))
+    for c in range(2):
+        assignment = found.present[:, found.parent == c].argmax(axis=1)
+        assert np.array_equal(assignment, kinds[:, c]) or np.array_equal(1 - assignment, kinds[:, c])
+
+
+def test_parts_that_fit_no_class_and_broken_ones_are_refused(rng):
+    labels = LabelSet(np.array([[1, 0], [1, 1]], bool), ("x", "y"), ("a", "b"))
+    with pytest.raises(ShapeError, match="expected"):
+        cluster_subcategories([np.ones((2, 3), np.float32)], labels, ClusterConfig(k=1))
+    broken = [np.ones((2, 3), np.float32), np.full((1, 3), np.nan, np.float32)]
+    with pytest.raises(NumericError, match="image y"):
+        cluster_subcategories(broken, labels, ClusterConfig(k=1))
