@@ -89,6 +89,14 @@ def resize(image: ByteArray, size: tuple[int, int]) -> ByteArray:
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
+def brought_to(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """(height, width) of an image that is brought to a long side; its own where that is 0."""
+    if not long_side:
+        return size
+    height, width = (max(1, round(side * long_side / max(size))) for side in size)
+    return height, width
+
+
 def pad_to_multiple(image: ByteArray, multiple: int, fill: tuple[int, int, int]) -> ByteArray:
     """The image with its right and bottom padded in colour `fill` until both sides are multiples of `multiple`."""
     height, width = image.shape[:2]

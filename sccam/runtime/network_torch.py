@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sccam.data.transforms import pad_to_multiple, resize
+from sccam.data.transforms import brought_to, pad_to_multiple, resize
 from sccam.nets.backbones import Backbone
 from sccam.nets.boundary_net import BoundaryNet, PairNet
 from sccam.nets.cam_net import CamNet
 from sccam.nets.compute import Compute
 from sccam.nets.deeplab import DeepLab
 from sccam.nets.saved import Network
-from sccam.stages.cam import MAX_EPSILON, ScoreViews, view_size
+from sccam.runtime.upsampling import pixel_scores
+from sccam.stages.cam import MAX_EPSILON, ScoreViews
 from sccam.stages.segment import upsample_logits
 from sccam.structures import ByteArray, FloatArray, IntArray
 
@@ -29,22 +30,20 @@ def mean_colour(backbone: Backbone) -> tuple[int, int, int]:
 
 
 def pooled_features(
-    trunk: Backbone, compute: Compute, multiple: int, *, scale: float = 1.0, maps_of: CamNet | None = None
+    trunk: Backbone, compute: Compute, view_of: Callable[[ByteArray], ByteArray], maps_of: CamNet | None = None
 ) -> Callable[[ByteArray, IntArray], FloatArray]:
     """A function (image u8 [H W 3], classes [P]) -> the features that are clustered [P D].
 
     Args:
         trunk: whose deep tap is averaged.
-        multiple: sides of the view are rounded to this by resizing.
-        scale: of the view's sides.
+        view_of: an image as the trunk sees it, its sides a multiple of the stride.
         maps_of: the classifier whose maps weigh the pixels, each class's own; without it all pixels count alike.
     """
 
     @torch.inference_mode()
     def features(image: ByteArray, classes: IntArray) -> FloatArray:
-        view = resize(image, view_size((image.shape[0], image.shape[1]), scale, multiple))
         with compute.autocast():
-            inputs = compute.normalised(view[None], trunk.mean, trunk.std)
+            inputs = compute.normalised(view_of(image)[None], trunk.mean, trunk.std)
             deep = trunk(inputs)[-1][0].float().flatten(1)  # [D hw]
             if maps_of is None:
                 return np.asarray(deep.mean(dim=1).expand(len(classes), -1).cpu())
@@ -110,17 +109,30 @@ def network_of(net: Network, compute: Compute) -> Callable[[ByteArray], dict[str
     return outputs
 
 
-def segmentation_scores(net: DeepLab, compute: Compute) -> Callable[[ByteArray], FloatArray]:
-    """A function u8 [H W 3] -> class probabilities [C+1 H W]: softmax of the maximum over the net's scales."""
+def segmentation_scores(net: DeepLab, compute: Compute, long_side: int = 0) -> Callable[[ByteArray], FloatArray]:
+    """A function u8 [H W 3] -> class probabilities [C+1 H W]: softmax of the maximum over the net's scales.
+
+    Args:
+        long_side: [px] that the image is brought to before the network sees it; 0: it is seen as it is.
+    """
     backbone = net.backbone
 
     @torch.inference_mode()
     def scores(image: ByteArray) -> FloatArray:
         size = (image.shape[0], image.shape[1])
-        padded = pad_to_multiple(image, PAD_MULTIPLE, mean_colour(backbone))
+        seen = brought_to(size, long_side)
+        padded = pad_to_multiple(resize(image, seen), PAD_MULTIPLE, mean_colour(backbone))
         with compute.autocast():
             logits = net.multi_scale(compute.normalised(padded[None], backbone.mean, backbone.std))[-1]
-        full = upsample_logits(logits, (padded.shape[0], padded.shape[1]), size)
-        return np.asarray(full[0].softmax(dim=0).cpu())
+        if seen == size:
+            full = upsample_logits(logits, (padded.shape[0], padded.shape[1]), size)[0]
+        else:
+            density = [
+                cells / pixels * part / whole
+                for cells, pixels, part, whole in zip(logits.shape[-2:], padded.shape, seen, size, strict=False)
+            ]
+            grid = np.asarray(logits[0].float().cpu())
+            full = torch.from_numpy(pixel_scores(grid, range(size[0]), range(size[1]), (density[0], density[1])))
+        return np.asarray(full.softmax(dim=0).cpu())
 
     return scores

@@ -200,7 +200,7 @@ class PseudoLabelJob:
         multiple = self.cam_net.manifest.stride if self.recipe.cam.round_sizes else 1
         views = []
         for scale in self.recipe.cam.scales:
-            view = resize(image, view_size(size, scale, multiple))
+            view = resize(image, view_size(size, scale * self.recipe.cam.enlargement(size), multiple))
             views.append(np.stack([view, view[:, ::-1]]) if self.recipe.cam.flip else view[None])
         red, green, blue = (round(255 * value) for value in self.affinity_net.manifest.mean)
         padded = pad_to_multiple(image, PAD_MULTIPLE, (red, green, blue))

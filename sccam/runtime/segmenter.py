@@ -2,7 +2,8 @@
 
     image -> views (scales, mirror images) -> logits on the grid -> [mean of the views' probabilities] -> labels, CRF
 
-The network sees the image as it is, padded on the right and below in the mean colour, or one made smaller (`size`);
+The network sees the image as it is, or brought to the long side of its recipe, or made smaller (`size`), padded on the
+right and below in the mean colour;
 large inputs go through in tiles. Masks always have the size of the image.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sccam.data.images import read_image
-from sccam.data.transforms import pad_to_multiple, resize
+from sccam.data.transforms import brought_to, pad_to_multiple, resize
 from sccam.errors import ConfigError, ModelFileError, NumericError
 from sccam.runtime.backends import Backends
 from sccam.runtime.network import OpenedNetwork
@@ -42,7 +43,8 @@ class SegmentOptions:
     """A mirror image of every view, too."""
 
     size: int = field(default=0, metadata={"min": 0})
-    """Longest side [px] that the network sees; larger images are made smaller for it. 0: as they are."""
+    """Longest side [px] that the network sees; larger images are made smaller for it. 0: as the model was trained to
+    see them, which is as they are unless its recipe names a long side."""
 
     tile: int = field(default=0, metadata={"min": 0})
     """Side [px] of tiles for larger inputs; 0: `TILE`, for inputs above `TILED_ABOVE` pixels."""
@@ -177,9 +179,9 @@ class SegmentJob:
     def finish(self, loaded: Loaded, output: Any) -> Labelled:
         """Labels at the size of the image."""
         size = (loaded.image.shape[0], loaded.image.shape[1])
-        if self._gives_labels:
-            return Labelled(np.ascontiguousarray(output[: size[0], : size[1]]))
         seen = self._seen(size)
+        if self._gives_labels:
+            return Labelled(_of_size(output[: seen[0], : seen[1]], size))
         density = (seen[0] / size[0] / self._stride, seen[1] / size[1] / self._stride)
         if self._refine is None:
             labels = pixel_labels(output, size, density)
@@ -193,11 +195,9 @@ class SegmentJob:
 
     def _seen(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the image as the network sees it at scale 1."""
-        longest = self.options.size
-        if not longest or max(size) <= longest:
-            return size
-        height, width = (max(1, round(side * longest / max(size))) for side in size)
-        return height, width
+        if self.options.size:
+            return brought_to(size, min(self.options.size, max(size)))
+        return brought_to(size, int(self.network.manifest.made_from.get("long_side", 0)))
 
     def _padded(self, image: ByteArray) -> ByteArray:
         red, green, blue = (round(255 * value) for value in self.network.manifest.mean)
@@ -249,6 +249,13 @@ class SegmentJob:
             "cells_per_pixel": np.array(density, np.float64),
             "classes": np.array(["background", *self.classes]),
         }
+
+
+def _of_size(labels: ByteArray, size: tuple[int, int]) -> ByteArray:
+    """Labels at (height, width), the nearest one at every pixel."""
+    pairs = zip(labels.shape, size, strict=True)
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for old, new in pairs)
+    return np.ascontiguousarray(labels[rows][:, columns])
 
 
 def _softmax(logits: FloatArray, axis: int) -> FloatArray:

@@ -40,6 +40,10 @@ class CamConfig:
     """Settings of Eq. 1."""
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)  # infer_cls.py
+    long_side: int = field(default=0, metadata={"min": 0})
+    """Longer side of the view of scale 1 [px]; 0: the image's own. A map has a cell for some 16 px of the view, which
+    blurs everything on small images; a view much larger than those of the training shows the classifier parts only."""
+
     flip: bool = True  # infer_cls.py
     grid_stride: int = field(default=4, metadata={"min": 1})  # [px per cell] of the kept map; irn
     round_sizes: bool = True  # view sides become multiples of the network's stride; false: as the authors
@@ -47,6 +51,10 @@ class CamConfig:
     def __post_init__(self) -> None:
         if not self.scales or min(self.scales) <= 0:
             raise ConfigError("cam.scales needs at least one positive factor", where=self.scales)
+
+    def enlargement(self, size: tuple[int, int]) -> float:
+        """What the sides (height, width) of an image are multiplied with at scale 1."""
+        return self.long_side / max(size) if self.long_side else 1.0
 
 
 class MergeMaps(Protocol):
@@ -99,7 +107,8 @@ def activation_map(
         return ActivationMap(np.zeros((0, *grid), np.float32), classes)
     scores = []
     for scale in config.scales:
-        view = resize(image, view_size((height, width), scale, multiple if config.round_sizes else 1))
+        factor = scale * config.enlargement((height, width))
+        view = resize(image, view_size((height, width), factor, multiple if config.round_sizes else 1))
         views = np.stack([view, view[:, ::-1]]) if config.flip else view[None]
         scores.append(score_views(views, classes).float().cpu().numpy())
     return ActivationMap(merge(scores, grid, flip=config.flip), classes)

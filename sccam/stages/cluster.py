@@ -42,7 +42,7 @@ class ClusterConfig:
     pool: str = field(default="image", metadata={"choices": ("image", "map")})
     """Where features are averaged: over the whole image, the paper's way, or over the class's own activation map, so
     that neither the background nor the image's other classes decide on its sub-category."""
-    scale: float = field(default=1.0, metadata={"min": 0.1, "max": 4.0})  # of the image that features are taken from
+    scale: float = field(default=1.0, metadata={"min": 0.1, "max": 4.0})  # of the view that features are taken from
     k: int = field(default=10, metadata={"min": 1})  # clusters per class; paper §4.2
     min_size: int = field(default=1, metadata={"min": 1})  # images a cluster, on average: a class has at most N / this
     min_silhouette: float = field(default=0.05, metadata={"min": -1.0, "max": 1.0})  # below it a class is one cluster

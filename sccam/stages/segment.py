@@ -38,6 +38,7 @@ class SegmentConfig:
     output_stride: int = field(default=8, metadata={"choices": (8, 16, 32)})
     rates: tuple[int, ...] = (6, 12, 18, 24)  # ASPP dilations [cells], for stride 8
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)  # of training and of the maximum at test time
+    long_side: int = field(default=0, metadata={"min": 0})  # [px] of images after training; 0: their own
     average: float = field(default=0.0, metadata={"min": 0.0, "max": 0.9999})  # decay of the weights' mean; 0: the last
     self_epochs: int = field(default=0, metadata={"min": 0})  # of learning on from the own masks; 0: none
     self_confidence: float = field(default=0.0, metadata={"min": 0.0, "max": 1.0})  # posterior below which it is 255

@@ -6,6 +6,8 @@ Two more rounds may follow that make other maps of the last classifier: reactiva
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from sccam.stages.classify import equivariance_loss, joint_loss, sub_weight_of
 from sccam.stages.cluster import cluster_subcategories
 from sccam.stages.prototypes import class_prototype
 from sccam.stages.reactivate import reactivation_loss
-from sccam.structures import SubcategoryLabels
+from sccam.structures import ByteArray, SubcategoryLabels
 from sccam.training.context import RunContext
 
 DRAWS = "classify"
@@ -42,7 +44,7 @@ def cluster(run: RunContext, r: int) -> None:
         trunk = run.backbone(stride).eval()
         run.compute.place(trunk)
     net = before if settings.pool == "map" else None
-    features_of = pooled_features(trunk, run.compute, stride, scale=settings.scale, maps_of=net)
+    features_of = pooled_features(trunk, run.compute, partial(_view, run, settings.scale), net)
     found: list[list[np.ndarray]] = [[] for _ in images.classes]
     every = np.arange(len(images.classes), dtype=np.int32)
     for n in run.watched(range(len(images))):
@@ -178,9 +180,9 @@ def find_prototypes(run: RunContext, r: int) -> None:
     share = config.most / np.maximum(images.labels.present.sum(axis=0), 1)  # pixels that an image may give to a class
     for n in run.watched(range(len(images))):
         image, classes = read_image(images.paths[n]), np.flatnonzero(images.labels.present[n])
-        view = resize(image, view_size((image.shape[0], image.shape[1]), 1.0, stride))
         with run.compute.autocast():
-            features = before.backbone(run.compute.normalised(view[None], net.backbone.mean, net.backbone.std))[-1]
+            inputs = run.compute.normalised(_view(run, 1.0, image)[None], net.backbone.mean, net.backbone.std)
+            features = before.backbone(inputs)[-1]
         found = np.asarray(features[0].float().flatten(1).T.cpu())  # [h w D]
         for c in classes.tolist():
             scores = found @ parent[c]
@@ -200,6 +202,13 @@ def find_prototypes(run: RunContext, r: int) -> None:
         net, net.backbone, run.folder.classifier(r), kind="cam_net", stride=stride,
         made_from={"subcategory_parent": [], "round": r, "maps": net.maps},
     )  # fmt: skip
+
+
+def _view(run: RunContext, scale: float, image: ByteArray) -> ByteArray:
+    """The image as maps see it at a scale, its sides a multiple of the stride."""
+    size = (image.shape[0], image.shape[1])
+    factor = scale * run.config.cam.enlargement(size)
+    return resize(image, view_size(size, factor, run.config.network.output_stride))
 
 
 def _begin_from(net: CamNet, before: CamNet) -> None:

@@ -36,7 +36,7 @@ def label_by_itself(run: RunContext) -> None:
     """The segmenter's masks of the training images, of the classes that each one's tags allow, after a CRF."""
     net = run.load(run.folder.segmenter)
     assert isinstance(net, DeepLab)
-    scores_of = segmentation_scores(net, run.compute)
+    scores_of = segmentation_scores(net, run.compute, run.config.segment.long_side)
     missing, settings = run.missing(run.folder.self_label), run.config.pseudo_label.crf
     classes_of = dict(zip(run.train_images.ids, map(np.flatnonzero, run.train_images.labels.present), strict=True))
 
@@ -85,7 +85,7 @@ def _learn(run: RunContext, stage: str, net: DeepLab, label_of: Callable[[str], 
         path=path,
         kind="segmenter",
         stride=config.output_stride,
-        made_from={"rates": list(config.rates), "scales": list(config.scales)},
+        made_from={"rates": list(config.rates), "scales": list(config.scales), "long_side": config.long_side},
         read_label=read_label,
     )
 
@@ -94,7 +94,7 @@ def predict(run: RunContext) -> None:
     """The segmenter's masks where they can be measured, without tags; and with a CRF behind it."""
     net = run.load(run.folder.weights("segmenter"))
     assert isinstance(net, DeepLab)
-    scores_of = segmentation_scores(net, run.compute)
+    scores_of = segmentation_scores(net, run.compute, run.config.segment.long_side)
     with_crf = run.config.measure.crf_at_test
     items = [
         (path, id, part.split)

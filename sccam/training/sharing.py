@@ -50,7 +50,7 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
                 classify.enough,
             ]
         if kind == "subcategories":
-            last = key(f"round{r}/cluster", last, tables["cluster"])
+            last = key(f"round{r}/cluster", last, tables["cluster"], config.cam.long_side)
             settings += [classify.sub_weight, classify.sub_weight_rule, classify.restart]
         elif kind == "reactivated":
             settings += [tables["reactivate"]]

@@ -32,6 +32,7 @@ from sccam.runtime.sources import Source, sources
 from sccam.runtime.tiling import windows
 from sccam.runtime.upsampling import pixel_labels
 from sccam.stages.crf import PSA
+from sccam.structures import TensorSpec
 from tests.runtime.formula import CLASSES, STRIDE, job_of, lines, manifest, network
 
 
@@ -297,6 +298,35 @@ def test_a_smaller_size_gives_masks_of_the_images_own_size(images):
     small, whole = labels_by(job_of(watched, SegmentOptions(size=100)), images), labels_by(job_of(), images)
     assert small["large"].shape == (300, 400) and max(max(shape[1:3]) for shape in seen) <= 112
     assert (small["large"] == whole["large"]).mean() > 0.95
+
+
+def test_a_model_with_a_long_side_of_its_own_sees_every_image_at_it(images):
+    seen = []
+
+    def watched(batch: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append(batch.shape)
+        return network(batch)
+
+    ramp = np.linspace(0, 255, 400).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(ramp, (300, 400)).copy()).save(images / "large.png")
+    Image.fromarray(np.broadcast_to(ramp[::4], (60, 100)).copy()).save(images / "small.png")
+    made_from = {"pad_multiple": 16, "long_side": 192}
+    found, whole = labels_by(job_of(watched, made_from=made_from), images), labels_by(job_of(), images)
+    assert {max(shape[1:3]) for shape in seen} == {192}
+    assert {name: labels.shape for name, labels in found.items()} == {n: labels.shape for n, labels in whole.items()}
+    for name in ("large", "small"):
+        assert (found[name] == whole[name]).mean() > 0.95
+    seen.clear()
+    labels_by(job_of(watched, SegmentOptions(size=96), made_from=made_from), images)
+    assert max(max(shape[1:3]) for shape in seen) == 96  # what is asked for goes before the recipe
+
+    def labels_only(batch: np.ndarray) -> dict[str, np.ndarray]:
+        return {"labels": network(batch)["logits"].argmax(1).astype(np.uint8).repeat(8, 1).repeat(8, 2)}
+
+    outputs = (TensorSpec("labels", "uint8", ("N", "H", "W")),)
+    coarse = labels_by(job_of(labels_only, made_from=made_from, outputs=outputs), images)
+    for name in ("large", "small"):
+        assert coarse[name].shape == whole[name].shape and (coarse[name] == whole[name]).mean() > 0.9
 
 
 def test_scores_are_stored_on_the_grid_and_sum_to_one(segmenter, images, tmp_path):

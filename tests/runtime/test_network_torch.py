@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sccam.data.transforms import pad_to_multiple
+from sccam.artifacts import Manifest
+from sccam.data.transforms import pad_to_multiple, resize
 from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.backbones import Backbone
 from sccam.nets.cam_net import CamNet
 from sccam.nets.compute import Compute
 from sccam.nets.deeplab import DeepLab
+from sccam.runtime.network import OpenedNetwork
 from sccam.runtime.network_torch import (
     PAD_MULTIPLE,
     affinity_features,
     mean_colour,
+    network_of,
     pooled_features,
     score_views,
     segmentation_scores,
 )
+from sccam.runtime.segmenter import SegmentJob
+from sccam.runtime.sources import Source
+from sccam.stages.cam import view_size
 
 CPU = Compute("cpu", "fp32")
 
@@ -86,8 +94,12 @@ def test_no_classes_give_no_maps(backbone, image):
     assert found.shape[:2] == (1, 0)
 
 
+def fit(image: np.ndarray) -> np.ndarray:
+    return resize(image, view_size((image.shape[0], image.shape[1]), 1.0, 32))
+
+
 def test_the_clustering_feature_is_pooled_from_the_rounded_image_without_dropout(backbone, image, tolerance):
-    features_of = pooled_features(backbone.eval(), CPU, 32)
+    features_of = pooled_features(backbone.eval(), CPU, fit)
     classes = np.array([0, 2], np.int32)
     found = features_of(image, classes)
     assert found.shape == (2, 8) and np.array_equal(found[0], found[1])
@@ -102,18 +114,16 @@ def test_over_a_classes_own_map_every_class_has_a_feature_of_its_own(backbone, i
     fitting = np.ascontiguousarray(image[:64, :96])
     inputs = normalised(fitting[None], backbone)
     maps, deep = net.activation(inputs)[0].detach().numpy(), backbone(inputs)[-1][0].detach().numpy()
-    found = pooled_features(backbone, CPU, 32, maps_of=net)(fitting, np.array([3, 1], np.int32))
+    found = pooled_features(backbone, CPU, fit, net)(fitting, np.array([3, 1], np.int32))
     for row, c in zip(found, (3, 1), strict=True):
         weights = maps[c] + 1e-5
         expected = (weights * deep).sum((1, 2)) / weights.sum()
         assert row == pytest.approx(expected, rel=1e-3, abs=tolerance["network"])
-    larger = pooled_features(backbone, CPU, 32, scale=2.0, maps_of=net)(fitting, np.array([3], np.int32))
-    assert larger.shape == (1, 8) and not np.allclose(larger[0], found[0])
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_resized_image_passes_without_a_warning(backbone, image):
-    pooled_features(backbone, CPU, 32)(image, np.zeros(1, np.int32))
+    pooled_features(backbone, CPU, fit)(image, np.zeros(1, np.int32))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (70, 101), (33, 1)])
@@ -142,6 +152,32 @@ def test_segmentation_scores_are_the_softmax_of_the_largest_logits_over_the_scal
     full = F.interpolate(logits, size=padded.shape[:2], mode="bilinear", align_corners=False)[0, :, :70, :101]
     found = segmentation_scores(net, CPU)(image)
     assert found == pytest.approx(full.softmax(0).detach().numpy(), abs=tolerance["network"])
+
+
+def test_an_image_is_brought_to_the_long_side_and_its_scores_back(backbone, image, tolerance):
+    net = DeepLab(backbone, labels=4, rates=(1, 2)).eval()
+    for conv in net.pyramid.convs():
+        torch.nn.init.normal_(conv.weight)
+    found = segmentation_scores(net, CPU, long_side=160)(image)
+    assert found.shape == (4, 70, 101)
+    job = SegmentJob(
+        OpenedNetwork(
+            network_of(net, CPU),
+            Manifest(
+                file="", sha256="", kind="segmenter", backbone="", classes=("a", "b", "c"), mean=tuple(backbone.mean),
+                std=tuple(backbone.std), stride=backbone.output_stride, made_by="",
+                made_from={"pad_multiple": PAD_MULTIPLE, "long_side": 160},
+            ),
+            "torch",
+            Path("net"),
+        )
+    )  # fmt: skip
+    loaded = job.loaded(Source(Path("image.png"), "image"), image)
+    assert loaded.inputs[0].shape[1:3] == (128, 160)
+    (logits,) = job.run([loaded])
+    assert (job.finish(loaded, logits).labels == found.argmax(axis=0)).mean() > 0.999
+    own = segmentation_scores(net, CPU, long_side=101)(image)
+    assert np.array_equal(own, segmentation_scores(net, CPU)(image))
 
 
 # Where it runs

@@ -156,6 +156,22 @@ def sizes_of_views(config: CamConfig) -> list[tuple[int, ...]]:
     return seen
 
 
+def test_a_long_side_brings_images_of_any_size_to_one_view():
+    config = CamConfig(scales=(1.0, 0.5), long_side=640)
+    seen: list[tuple[int, ...]] = []
+
+    def views(stack: np.ndarray, classes: np.ndarray) -> torch.Tensor:
+        seen.append(stack.shape[1:3])
+        return torch.rand(len(stack), len(classes), 2, 3)
+
+    for size in ((213, 320), (960, 1280)):
+        image = np.zeros((*size, 3), np.uint8)
+        activation = activation_map(image, np.array([0], np.int32), views, config, multiple=16)
+        assert activation.scores.shape[1:] == (-(-size[0] // 4), -(-size[1] // 4))  # the map stays on the image's grid
+    assert seen == [(432, 640), (208, 320), (480, 640), (240, 320)]
+    assert CamConfig().enlargement((213, 320)) == 1.0
+
+
 def test_view_sizes_are_the_authors_when_they_are_not_rounded():
     sizes = [(375, 500), (188, 250), (562, 750), (750, 1000)]
     assert sizes_of_views(CamConfig(round_sizes=False)) == [(2, *size, 3) for size in sizes]
