@@ -30,7 +30,7 @@ def make_run(path: Path, networks: Sequence[str] = ("cam_net", "affinity_net")) 
     folder = RunFolder(path)
     # A few steps: untrained affinities average everything away, and labels of ties would be decided by rounding.
     walk = ["walk.steps=4", "walk.normalise=false"]
-    settings = load_config("demo", ["cam.scales=[1.0, 0.5]", f"affinity.radius={RADIUS}", *walk])
+    settings = load_config("demo", ["cam.scales=[1.0, 0.5]", "cam.long_side=0", f"affinity.radius={RADIUS}", *walk])
     write_text(folder / "config.toml", toml.dump(settings))
     write_json(folder / "run.json", {"schema": 1, "status": "finished"})
     write_json(folder / "threshold.json", {"alpha_walk": 2.5})

@@ -51,6 +51,7 @@ OVERRIDES = [
     "classify.augment.crop=64",
     "classify.augment.long_side=[56, 72]",
     "cam.scales=[1.0]",
+    "cam.long_side=0",
     "affinity.epochs=1",
     "affinity.batch=4",
     "affinity.augment.crop=64",
