@@ -65,6 +65,8 @@ def ablate(
     file: Annotated[Path, typer.Argument(help="TOML file of data, seeds and variants.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the runs and the result.")],
     data: Annotated[Path | None, typer.Option(help="Image folder, in place of the one that FILE names.")] = None,
+    report_only: Annotated[bool, typer.Option(help="Train nothing; measure what is finished.")] = False,
+    seeds: Annotated[int, typer.Option(min=0, help="Only the first so many seeds of FILE; 0: all.")] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Seeds at a time, each with its share of the cores.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
     verbose: Verbose = False,
@@ -77,7 +79,8 @@ def ablate(
             print(f"== {name}", file=sys.stderr)
         return LineReporter(quiet=as_json)
 
-    result = module.ablate(module.read_ablation(file, data), out, jobs=jobs, reporter_of=reporter)
+    plan = module.read_ablation(file, data, first_seeds=seeds)
+    result = module.ablate(plan, out, jobs=jobs, reporter_of=reporter, train_missing=not report_only)
     if as_json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:

@@ -27,7 +27,8 @@ TINY = [
     "run.workers=1", "network.backbone=test_resnet", "network.weights=none", "network.output_stride=16",
     "network.train_stride=32", "cluster.k=2", "cluster.n_init=2", "classify.rounds=1", "classify.epochs=[1]",
     "classify.batch=4", "classify.round0_crop=64", "classify.augment.crop=64", "classify.augment.long_side=[56, 72]",
-    "cam.scales=[1.0]", "cam.long_side=0", "affinity.epochs=1", "affinity.batch=4", "affinity.augment.crop=64", "walk.steps=16",
+    "cam.scales=[1.0]", "cam.long_side=0", "affinity.epochs=1",
+    "affinity.batch=4", "affinity.augment.crop=64", "walk.steps=16",
     "affinity.crf.iterations=2", "pseudo_label.crf.iterations=2", "measure.crf.iterations=2", "segment.epochs=1",
     "segment.batch=4", "segment.augment.crop=64", "segment.output_stride=16", "measure.oracle_steps=10",
 ]  # fmt: skip
@@ -249,6 +250,7 @@ def test_a_file_is_read_with_its_data_beside_it(tmp_path):
     plan = read_ablation(write(tmp_path / "a.toml", text))
     assert plan == Ablation(tmp_path / "photos", "demo", (3, 1), "plain", {"plain": ("classify.rounds=0",), "full": ()})
     assert read_ablation(tmp_path / "a.toml", tmp_path / "other").data == tmp_path / "other"
+    assert read_ablation(tmp_path / "a.toml", first_seeds=1).seeds == (3,)
     assert plan.settings("plain", 3).run.seed == 3 and plan.settings("plain", 3).classify.rounds == 0
 
 

@@ -32,12 +32,13 @@ class Ablation:
         return load_config(self.config, [*self.variants[variant], f"run.seed={seed}"])
 
 
-def read_ablation(path: Path | str, folder: Path | None = None) -> Ablation:
+def read_ablation(path: Path | str, folder: Path | None = None, *, first_seeds: int = 0) -> Ablation:
     """The plan in a TOML file; every variant's settings are read once, so that a bad one ends before any work.
 
     Args:
         path: the file.
         folder: of the images, in place of the one that the file names.
+        first_seeds: take only so many of the seeds; 0 takes all.
 
     Raises:
         ConfigError: the file is missing or not TOML; an unknown key, a wrong type, an impossible setting.
@@ -75,9 +76,13 @@ def read_ablation(path: Path | str, folder: Path | None = None) -> Ablation:
         raise ConfigError("ceiling must be true or false", where=path)
     beside = path.parent / config
     plan = Ablation(
-        folder or path.parent / data, str(beside) if beside.is_file() else config, tuple(seeds), baseline,
-        {name: tuple(settings) for name, settings in variants.items()}, ceiling,
-    )  # fmt: skip
+        data=folder or path.parent / data,
+        config=str(beside) if beside.is_file() else config,
+        seeds=tuple(seeds[: first_seeds or None]),
+        baseline=baseline,
+        variants={name: tuple(settings) for name, settings in variants.items()},
+        ceiling=ceiling,
+    )
     for name in variants:
         try:
             plan.settings(name, 0)

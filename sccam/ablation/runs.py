@@ -22,13 +22,19 @@ from sccam.training.sharing import stage_keys
 
 
 def ablate(
-    plan: Ablation, out: Path | str, *, jobs: int = 1, reporter_of: Callable[[str], Reporter] | None = None
+    plan: Ablation,
+    out: Path | str,
+    *,
+    jobs: int = 1,
+    reporter_of: Callable[[str], Reporter] | None = None,
+    train_missing: bool = True,
 ) -> dict[str, Any]:
     """Trains what is missing, measures, and writes OUT/ablation.json, whose content is returned.
 
     Args:
         jobs: seeds at a time, each in a process of its own with its share of the cores.
         reporter_of: who is told of the progress of a run, by its name; with one job only.
+        train_missing: false only measures what is finished already.
 
     Raises:
         Interrupted: by a signal; the same call goes on.
@@ -37,7 +43,10 @@ def ablate(
     """
     with RunFolder(out) as folder:
         open_data(plan.data, plan.settings(plan.baseline, plan.seeds[0]))  # its errors come before any work
-        if jobs == 1:
+        failed: list[dict[str, str]] = []
+        if not train_missing:
+            pass
+        elif jobs == 1:
             failed = [_train_seed(plan, folder.path, seed, reporter_of) for seed in plan.seeds]
         else:
             threads = max(1, worker_count(0) // jobs)
@@ -65,11 +74,6 @@ def _train_seed(
 ) -> dict[str, str]:
     """Runs every variant of a seed, one after the other; errors by variant."""
     errors = {}
-    if plan.ceiling:
-        free = [f"run.workers={workers}", "segment.initialise=pretrained"]  # there is no classifier to begin with
-        settings = toml.override(plan.settings(plan.baseline, seed), free)
-        watching = Silent() if reporter_of is None else reporter_of(f"{CEILING}, seed {seed}")
-        train_supervised(open_data(plan.data, settings), settings, run_folder(out, CEILING, seed), watching)
     for variant in plan.variants:
         place, name = run_folder(out, variant, seed), f"{variant}, seed {seed}"
         until = plan.settings(variant, seed).run.until
@@ -91,6 +95,11 @@ def _train_seed(
             raise
         except SccamError as error:
             errors[name] = str(error)
+    if plan.ceiling:
+        free = [f"run.workers={workers}", "segment.initialise=pretrained"]  # there is no classifier to begin with
+        settings = toml.override(plan.settings(plan.baseline, seed), free)
+        watching = Silent() if reporter_of is None else reporter_of(f"{CEILING}, seed {seed}")
+        train_supervised(open_data(plan.data, settings), settings, run_folder(out, CEILING, seed), watching)
     return errors
 
 

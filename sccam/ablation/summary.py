@@ -49,7 +49,7 @@ def summary(plan: Ablation, out: Path, errors: Mapping[str, str]) -> dict[str, A
         variants[variant] = {
             "settings": list(plan.variants[variant]),
             "seeds": sorted(by_seed),
-            "seconds": _seconds(plan, out, variant),
+            "seconds": _seconds(out, variant, sorted(by_seed)),
             "rows": rows,
             "hidden": _hidden(plan, out, variant, sorted(by_seed)),
         }
@@ -74,7 +74,8 @@ def _references(plan: Ablation, out: Path, dataset: Dataset) -> list[Row]:
                 miou = 100 * float(mean_iou(counts_of(part, dataset).sum(axis=0)))
                 rows.append({"name": name, "split": part.split, "tags_used": name != "all background", "mean": miou})
     values: dict[tuple[str, str], list[float]] = {}
-    for seed in plan.seeds if plan.ceiling else ():
+    ended = [seed for seed in plan.seeds if (run_folder(out, CEILING, seed) / "scores.json").exists()]
+    for seed in ended if plan.ceiling else ():
         for row in supervised_rows(run_folder(out, CEILING, seed)):
             values.setdefault((str(row["stage"]), str(row["split"])), []).append(100 * float(str(row["miou"])))
     for (stage, split), found in values.items():
@@ -165,13 +166,13 @@ def _counts(
     return np.stack(found)
 
 
-def _seconds(plan: Ablation, out: Path, variant: str) -> float:
-    """Mean over seeds of what a run takes, stages that it took from another counted as if it had done them."""
+def _seconds(out: Path, variant: str, seeds: Sequence[int]) -> float:
+    """Mean over finished seeds of what a run takes; stages taken from another one count as if it had done them."""
     totals = []
-    for seed in plan.seeds:
+    for seed in seeds:
         finished = RunFolder(run_folder(out, variant, seed)).state().get("finished", {})
         totals.append(sum(facts.get("seconds", 0.0) for facts in finished.values()))
-    return round(statistics.fmean(totals), 1)
+    return round(statistics.fmean(totals), 1) if totals else 0.0
 
 
 def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
