@@ -182,7 +182,9 @@ def test_shared_stages_are_done_once_and_the_result_is_that_of_runs_of_their_own
     assert taken == {"round0/classify", "round0/maps"}
     walked = RunFolder(run_folder(tmp_path / "out", "walk-less", 0)).state()["finished"]
     assert "taken_from" in walked["affinity/train"] and "taken_from" not in walked["walk"]
-    alone = train(plan.data, plan.settings("three", 1), tmp_path / "alone")
+    # With as many workers: the CRF's sums depend on its threads, and a label may hang on their rounding.
+    settings = toml.override(plan.settings("three", 1), ["run.workers=0"])
+    alone = train(plan.data, settings, tmp_path / "alone")
     shared = read_json(run_folder(tmp_path / "out", "three", 1) / "scores.json")
     assert alone["rows"] == shared["rows"]
     for file in ("round1/cam_net.safetensors", "segmenter.safetensors"):

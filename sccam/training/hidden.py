@@ -26,7 +26,7 @@ from sccam.training.labels import read_choice
 def hidden_rows(run: RunContext, rounds: Iterable[int]) -> list[dict[str, Any]]:
     """A row for each round whose maps were made."""
     path = run.dataset.root / "looks.json"
-    if not path.exists():
+    if not path.exists() or not run.dataset.masks.paths:
         return []
     looks, threshold = read_json(path), read_choice(run).threshold
     rows = []

@@ -37,9 +37,11 @@ def test_the_graph_normalises_as_training_does(exported, images, tolerance):
 def test_class_scores_are_the_means_of_the_maps_before_they_are_rectified(exported, images, tolerance):
     graph, pixels = exported("maps").graph, images(2, 64, 96)
     maps, scores = graph(torch.from_numpy(pixels))
-    raw = graph.head(graph.backbone(normalised(graph, pixels))[-1])
+    raw = graph.net.parent(graph.net.backbone(normalised(graph, pixels))[-1])
     assert (maps >= 0).all() and torch.allclose(maps, raw.clamp(min=0), atol=tolerance["network"])
-    pooled = graph.head(graph.backbone(normalised(graph, pixels))[-1].mean(dim=(2, 3), keepdim=True)).flatten(1)
+    pooled = graph.net.parent(graph.net.backbone(normalised(graph, pixels))[-1].mean(dim=(2, 3), keepdim=True)).flatten(
+        1
+    )
     assert torch.allclose(scores, pooled, atol=tolerance["network"])
 
 
