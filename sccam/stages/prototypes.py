@@ -36,7 +36,7 @@ class PrototypeConfig:
     k: int = field(default=0, metadata={"min": 0})  # clusters of a class's pixels; 0: no prototypes. LPCAM 12
     least_map: float = field(default=0.1, metadata={"min": 0.0, "max": 1.0})  # of a pixel that is clustered
     foreground: float = field(default=0.9, metadata={"min": 0.0, "max": 1.0})  # probability from which a centre counts
-    context: float = field(default=0.5, metadata={"min": 0.0, "max": 1.0})  # probability up to which one is subtracted
+    context: float = field(default=0.05, metadata={"min": 0.0, "max": 1.0})  # from here to that one is subtracted
     most: int = field(default=10_000, metadata={"min": 1})  # pixels of a class
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ def class_prototype(
     if not own.any():  # a class that the classifier is not sure of anywhere keeps its surest kind
         own = probability == probability.max()
     result = centres[own].mean(axis=0)
-    beside = (probability <= config.context) & ~own
+    beside = (probability >= config.context) & ~own  # what is surely another class says nothing about this one
     return np.asarray(result - centres[beside].mean(axis=0) if beside.any() else result, np.float32)
 
 
