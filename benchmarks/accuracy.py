@@ -50,7 +50,8 @@ def main() -> None:
 
 
 def section(name: str, found: dict[str, Any]) -> str:
-    """One set of images: what was run, and its tables."""
+    """One set of images: what was run, and its tables; variants of which no seed is finished are left out."""
+    found = {**found, "variants": {key: value for key, value in found["variants"].items() if value["seeds"]}}
     images, baseline = found["images"], found["baseline"]
     seeds = sorted({seed for variant in found["variants"].values() for seed in variant["seeds"]})
     parts = [

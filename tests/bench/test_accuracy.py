@@ -40,6 +40,7 @@ def ablation(tmp_path: Path) -> Path:
                        {"round": 1, "nmi": 0.91, "purity": 0.95, "telling": 0.7, "body": 0.8, "outside": 0.05}],
         },
     }  # fmt: skip
+    variants["waiting"] = {"settings": [], "seeds": [], "seconds": 0.0, "rows": [], "hidden": []}
     references = [{"name": "all background", "split": "val", "tags_used": False, "mean": 4.5}]
     write_json(tmp_path / "ablation.json", {
         "config": "photos", "baseline": "plain", "images": {"train": 300, "val": 90, "masks": 390},
@@ -55,6 +56,7 @@ def test_every_figure_of_a_set_is_on_the_page(accuracy, monkeypatch, tmp_path):
     assert page.startswith("before\n") and page.endswith("after\n") and "## Photographs" in page
     assert "| `plain` | 2 | 50.0 ± 1.2 | 1.5 |" in page
     assert "| `lever` | 1 | 52.0 ± 1.2 (**+** +2.0, +0.5 to +3.5) | 2.0 |" in page
+    assert "waiting" not in page
     assert "| all background | val | no | 4.5 |" in page
     assert "| `lever` | 0 |  |  | 0.80 | 0.70 | 0.10 |" in page
     assert "| `lever` | 1 | 0.91 | 0.95 | 0.70 | 0.80 | 0.05 |" in page
