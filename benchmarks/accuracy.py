@@ -57,7 +57,8 @@ def section(name: str, found: dict[str, Any]) -> str:
     parts = [
         f"## {name[0].upper()}{name[1:]}",
         f"{images['train']} training images, {images['val']} unseen; configuration `{found['config']}`, seeds "
-        f"{', '.join(map(str, seeds))}; {found['device']}, commit {found['commit']}. Differences are to `{baseline}`.",
+        f"{', '.join(map(str, seeds))}; {found['device']}, written at commit "
+        f"{found['commit']}. Differences are to `{baseline}`.",
         variant_table(found),
     ]
     if found["references"]:

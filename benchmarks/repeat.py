@@ -49,6 +49,13 @@ def repeated(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[
         return row["suite"], row["case"], row["row"]
 
     before = {key(row): row["ratio"] for row in first}
+    seconds = [{key(row): row["seconds"]["median"] for row in rows} for rows in (first, second)]
+
+    def longer(row: dict[str, Any], name: str) -> float:
+        """How many times as long the same way took the second time."""
+        way = row["suite"], row["case"], name
+        return round(float(seconds[1][way] / seconds[0][way]), 3)
+
     return [
         {
             "suite": row["suite"],
@@ -57,6 +64,8 @@ def repeated(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[
             "first": round(before[key(row)], 4),
             "second": round(row["ratio"], 4),
             "change": round(row["ratio"] / before[key(row)] - 1, 4),
+            "took": longer(row, row["row"]),
+            "baseline_took": longer(row, row["baseline"]),
         }
         for row in second
         if key(row) in before and row["row"] != row["baseline"]

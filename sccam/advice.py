@@ -28,7 +28,7 @@ def advice(dataset: Dataset, settings: RunConfig) -> list[str]:
         *_views(counts, names, settings),
         *_companions(present, names),
         *_balance(counts, names),
-        *_background(present, settings),
+        *_background(present),
         *_sizes(dataset, settings),
     ]
 
@@ -61,7 +61,7 @@ def _views(counts: np.ndarray, names: tuple[str, ...], settings: RunConfig) -> l
         )
     if views[most] > MANY_VIEWS and settings.classify.optimiser.name != "sgd":
         found.append(
-            f"a round shows the classifier {views[most]} views of {names[most]!r}; fewer epochs may do: maps shrink "
+            f"a round shows the classifier {views[most]} views of {names[most]!r}; fewer epochs may do: maps suffer "
             "when the tags are known by heart."
         )
     return found
@@ -88,7 +88,7 @@ def _balance(counts: np.ndarray, names: tuple[str, ...]) -> list[str]:
     return [f"{names[most]!r} has {counts[most]} images, {names[least]!r} {counts[least]}: tag more of the latter."]
 
 
-def _background(present: np.ndarray, settings: RunConfig) -> list[str]:
+def _background(present: np.ndarray) -> list[str]:
     if present.shape[1] > 1 or not present.all():
         return []
     return ["there is one class and no image without it: add images without any tag and data.allow_negative=true."]

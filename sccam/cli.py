@@ -192,7 +192,7 @@ def infer(
     ] = None,
     scale: Annotated[list[float] | None, typer.Option(help="Scale of a view; repeatable, views are averaged.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirror image of every view.")] = False,
-    size: Annotated[int, typer.Option(min=0, help="Longest side [px] the network sees; 0: images as they are.")] = 0,
+    size: Annotated[int, typer.Option(min=0, help="Longest side [px] the network sees; 0: the model's own.")] = 0,
     tile: Annotated[int, typer.Option(min=0, help="Side [px] of tiles; 0: tiles for images above 4 Mpx.")] = 0,
     crf: Annotated[str | None, typer.Option(help="Refine masks with a dense CRF: psa, irn or deeplab.")] = None,
     backend: Annotated[str, typer.Option(help="auto, torch, onnxruntime or tensorrt.")] = "auto",

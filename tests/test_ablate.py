@@ -158,6 +158,13 @@ def test_a_setting_leaves_the_stages_before_it_alone():
 # Whole ablations
 
 
+def test_a_report_trains_nothing(plan, tmp_path):
+    result = ablate(plan, tmp_path / "out", train_missing=False)
+    assert not (tmp_path / "out/runs").exists() and not result["errors"]
+    assert all(variant["seeds"] == [] and variant["rows"] == [] for variant in result["variants"].values())
+    assert {row["name"] for row in result["references"]} == {"all background", "centre prior"}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ablate") / "sample"

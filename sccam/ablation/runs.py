@@ -44,11 +44,9 @@ def ablate(
     with RunFolder(out) as folder:
         open_data(plan.data, plan.settings(plan.baseline, plan.seeds[0]))  # its errors come before any work
         failed: list[dict[str, str]] = []
-        if not train_missing:
-            pass
-        elif jobs == 1:
+        if train_missing and jobs == 1:
             failed = [_train_seed(plan, folder.path, seed, reporter_of) for seed in plan.seeds]
-        else:
+        elif train_missing:
             threads = max(1, worker_count(0) // jobs)
             with ProcessPoolExecutor(
                 jobs, mp_context=get_context("spawn"), initializer=_worker, initargs=(threads,)

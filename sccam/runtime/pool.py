@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +18,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from sccam.errors import ResourceError
+
+GRACE = 60.0  # [s] that a worker whose parent is gone may take to end
 
 Result = TypeVar("Result")
 
@@ -71,6 +74,8 @@ def end_with_parent() -> None:
     def watch() -> None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)  # for a checkpoint; what waits in the queue is not to be begun
+        os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 

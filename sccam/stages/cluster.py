@@ -37,8 +37,8 @@ class ClusterConfig:
     clusters: str = field(default="paper", metadata={"choices": ("paper", "silhouette", "first_neighbours")})
     """How many a class gets: "paper" k for each; others choose 1 to k from its features, see choose_k.py."""
     features: str = field(default="previous", metadata={"choices": ("previous", "pretrained")})
-    """Whose pooled features are clustered: the round before's classifier, or the trunk before any training here. A
-    classifier that fits a few hundred images by heart has forgotten what tells its own class's images apart."""
+    """Whose pooled features are clustered: the round before's classifier, or the trunk before any training here,
+    which has not learned these tags by heart."""
     pool: str = field(default="image", metadata={"choices": ("image", "map")})
     """Where features are averaged: over the whole image, the paper's way, or over the class's own activation map, so
     that neither the background nor the image's other classes decide on its sub-category."""

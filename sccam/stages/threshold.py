@@ -132,11 +132,18 @@ def contrast(maps: Iterable[MapAndImage]) -> Merit:
 def otsu_contrast(maps: Iterable[MapAndImage]) -> Merit:
     """The product of the two, each over its maximum: scores and colours have to agree on the border.
 
-    On sharp maps all three rules come to the same. On blurred ones Otsu's threshold falls too low, for the blur around
-    a thing outnumbers the thing; on maps of a thing's telling part that of the colours lies too high.
+    Otsu's threshold falls low on blurred maps, where the blur around a thing outnumbers the thing; that of the colours
+    lies high on maps of a thing's telling part. The product lies between the two.
     """
-    pairs = list(maps)
-    first, second = otsu(pairs), contrast(pairs)
+    merits = []
+
+    def passing() -> Iterable[MapAndImage]:  # one pass: maps of large images are not kept
+        for pair in maps:
+            merits.append(contrast([pair]))
+            yield pair
+
+    first = otsu(passing())
+    second = np.mean(merits, axis=0) if merits else np.zeros(len(THRESHOLDS))
     found: Merit = first * second / max(float(first.max() * second.max()), 1e-300)
     return found
 

@@ -17,6 +17,7 @@ from sccam.data.masks import read_mask, write_mask
 from sccam.nets.deeplab import DeepLab
 from sccam.runtime.labeler import own_label_job, refine_job
 from sccam.runtime.network_torch import segmentation_scores
+from sccam.stages.pseudo_label import sharpened
 from sccam.stages.segment import segmentation_loss
 from sccam.structures import ByteArray, TaggedImages
 from sccam.training.context import RunContext
@@ -44,7 +45,7 @@ def label_by_itself(run: RunContext) -> None:
         for path, id in missing:
             classes = classes_of[id].astype(np.int32)
             scores = scores_of(read_image(path))[np.concatenate([[0], classes + 1])]
-            probabilities = scores / scores.sum(axis=0)
+            probabilities = sharpened(scores, 1.0)  # where all of them are 0 none is likelier
             out, least = run.folder.self_label(id), run.config.segment.self_confidence
             yield path, probabilities, classes, out, settings, least, run.backends
 

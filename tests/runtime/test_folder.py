@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -248,17 +249,24 @@ def labels_by(job: SegmentJob, images: Path) -> dict[str, np.ndarray]:
     return {name: labels for name, labels in found.items() if labels is not None}
 
 
+def watching() -> tuple[list[tuple[int, ...]], Callable[[np.ndarray], dict[str, np.ndarray]]]:
+    """The shapes that the network has seen, and the network."""
+    seen: list[tuple[int, ...]] = []
+
+    def watched(batch: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append(batch.shape)
+        return network(batch)
+
+    return seen, watched
+
+
 def test_tiles_give_the_labels_of_the_whole_image(images):
     rng = np.random.default_rng(0)
     for n, (height, width) in enumerate([(700, 300), (257, 900), (40, 800)]):
         blocks = rng.integers(0, 256, (height // 20 + 1, width // 20 + 1), np.uint8)
         large = np.kron(blocks, np.ones((20, 20), np.uint8))[:height, :width]
         Image.fromarray(large).convert("RGB").save(images / f"large{n}.png")
-    seen = []
-
-    def watched(batch: np.ndarray) -> dict[str, np.ndarray]:
-        seen.append(batch.shape)
-        return network(batch)
+    seen, watched = watching()
 
     whole, tiled = labels_by(job_of(), images), labels_by(job_of(watched, SegmentOptions(tile=256)), images)
     assert max(max(shape[1:3]) for shape in seen) == 256 and whole.keys() == tiled.keys()
@@ -287,11 +295,7 @@ def test_a_mirrored_image_gives_the_mirrored_labels_with_views(images, tmp_path)
 
 
 def test_a_smaller_size_gives_masks_of_the_images_own_size(images):
-    seen = []
-
-    def watched(batch: np.ndarray) -> dict[str, np.ndarray]:
-        seen.append(batch.shape)
-        return network(batch)
+    seen, watched = watching()
 
     ramp = np.linspace(0, 255, 400).astype(np.uint8)
     Image.fromarray(np.broadcast_to(ramp, (300, 400)).copy()).save(images / "large.png")
@@ -301,11 +305,7 @@ def test_a_smaller_size_gives_masks_of_the_images_own_size(images):
 
 
 def test_a_model_with_a_long_side_of_its_own_sees_every_image_at_it(images):
-    seen = []
-
-    def watched(batch: np.ndarray) -> dict[str, np.ndarray]:
-        seen.append(batch.shape)
-        return network(batch)
+    seen, watched = watching()
 
     ramp = np.linspace(0, 255, 400).astype(np.uint8)
     Image.fromarray(np.broadcast_to(ramp, (300, 400)).copy()).save(images / "large.png")
