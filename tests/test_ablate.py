@@ -176,7 +176,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(data: Path) -> Ablation:
     variants = {"plain": ("classify.rounds=0",), "two": (), "three": ("cluster.k=3",), "walk-less": ("walk.steps=4",)}
     variants = {name: (*TINY, *settings) for name, settings in variants.items()}
-    return Ablation(data, "demo", (0, 1), "plain", variants)
+    return Ablation(data, "demo", (0, 1), "plain", variants, pairs=(("three", "two"), ("two", "plain")))
 
 
 @pytest.mark.slow
@@ -203,6 +203,16 @@ def test_shared_stages_are_done_once_and_the_result_is_that_of_runs_of_their_own
     change, plain = maps["difference"], result["variants"]["plain"]["rows"]
     reference = next(r["mean"] for r in plain if r["stage"] == "maps" and r["column"] == "image_only")
     assert change["mean"] == pytest.approx(maps["mean"] - reference, abs=1e-6) and change["low"] <= change["high"]
+
+    first, second = result["pairs"]
+    assert (first["variant"], first["against"]) == ("three", "two")
+    three = next(r for r in result["variants"]["three"]["rows"] if r["stage"] == "segmenter+crf")
+    two = rows["segmenter+crf", three["column"], three["split"]]
+    between = next(r["difference"] for r in first["rows"] if r["stage"] == "segmenter+crf")
+    assert between["mean"] == pytest.approx(three["mean"] - two["mean"], abs=1e-6) and between["seeds"] == 2
+    assert (
+        next(r for r in second["rows"] if (r["stage"], r["column"]) == ("maps", "image_only"))["difference"] == change
+    )
 
     other = dataclasses.replace(plan, variants={**plan.variants, "three": (*TINY, "cluster.k=4")})
     with pytest.raises(RunFolderError, match="three had other settings"):
@@ -275,6 +285,8 @@ def test_a_file_is_read_with_its_data_beside_it(tmp_path):
         ("data = 'd'\n[variants]\na = 'cluster.k=3'", "variants must be a table"),
         ("data = 'd'\n[variants]\n'a/b' = []", "cannot name a folder"),
         ("data = 'd'\nbaseline = 'plan'\n[variants]\nplain = []", "no variant 'plan'"),
+        ("data = 'd'\npairs = [['a']]\n[variants]\na = []", "pairs must be lists of two"),
+        ("data = 'd'\npairs = [['plan', 'plain']]\n[variants]\nplain = []", "no variant 'plan', which pairs"),
         ("data = 'd'\n[variants]\na = ['cluster.kk=3']", "kk"),
         ("data = 'd'\n[variants]\na = ['cluster.k=0']", "cluster.k"),
         ("data = 'd'\nconfig = 'none-such'\n[variants]\na = []", "no configuration"),

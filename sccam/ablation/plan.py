@@ -11,7 +11,7 @@ from sccam.data.text import nearest
 from sccam.errors import ConfigError
 from sccam.recipe import RunConfig, load_config
 
-KEYS = ("data", "config", "seeds", "baseline", "ceiling", "variants")
+KEYS = ("data", "config", "seeds", "baseline", "ceiling", "pairs", "variants")
 CEILING = "supervised"  # the folder of its runs
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -26,6 +26,7 @@ class Ablation:
     baseline: str
     variants: dict[str, tuple[str, ...]]  # name -> settings as "table.name=value"
     ceiling: bool = False
+    pairs: tuple[tuple[str, str], ...] = ()  # variant and another one, which is compared with it beside the baseline
 
     def settings(self, variant: str, seed: int) -> RunConfig:
         """Of one run."""
@@ -74,6 +75,11 @@ def read_ablation(path: Path | str, folder: Path | None = None, *, first_seeds: 
     ceiling = content.get("ceiling", False)
     if not isinstance(ceiling, bool):
         raise ConfigError("ceiling must be true or false", where=path)
+    pairs = content.get("pairs", [])
+    if not (isinstance(pairs, list) and all(_is_list_of(pair, str) and len(pair) == 2 for pair in pairs)):
+        raise ConfigError("pairs must be lists of two variants", where=path, fix='pairs = [["ten-clusters", "plain"]]')
+    for name in (name for pair in pairs for name in pair if name not in variants):
+        raise ConfigError(f"no variant {name!r}, which pairs name", where=path, why=nearest(name, variants))
     beside = path.parent / config
     plan = Ablation(
         data=folder or path.parent / data,
@@ -82,6 +88,7 @@ def read_ablation(path: Path | str, folder: Path | None = None, *, first_seeds: 
         baseline=baseline,
         variants={name: tuple(settings) for name, settings in variants.items()},
         ceiling=ceiling,
+        pairs=tuple((ours, theirs) for ours, theirs in pairs),
     )
     for name in variants:
         try:

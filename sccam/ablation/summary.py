@@ -22,29 +22,26 @@ from sccam.training import scores_stage
 from sccam.training.references import all_background, centre_prior, supervised_rows
 
 Row = dict[str, Any]
-RowKey = tuple[str, str, str]  # stage, column, split
+RowKey = tuple[str, str, str]
+SeedRows = Mapping[int, Mapping[RowKey, Row]]  # seed -> row key -> row
+KEY = ("stage", "column", "split")  # of a row
 
 
 def summary(plan: Ablation, out: Path, errors: Mapping[str, str]) -> dict[str, Any]:
     """Of all runs that are finished: mean and deviation over seeds, and the difference to the baseline."""
     dataset = open_data(plan.data, plan.settings(plan.baseline, plan.seeds[0]))
     scores = {variant: _scores(plan, out, variant) for variant in plan.variants}
-    reference = scores[plan.baseline]
     variants = {}
     for variant, by_seed in scores.items():
         rows = []
         for key in _row_keys(by_seed):
             values = [100 * by_seed[seed][key]["miou"] for seed in by_seed]
-            row: Row = dict(zip(("stage", "column", "split"), key, strict=True))
+            row: Row = dict(zip(KEY, key, strict=True))
             row |= {"mean": statistics.fmean(values), "values": values}
             row["deviation"] = statistics.stdev(values) if len(values) > 1 else None
-            paired = [seed for seed in by_seed if seed in reference and _same(key, reference[seed])]
-            if variant != plan.baseline and paired:
-                ours = _counts(plan, out, variant, paired, by_seed, key, dataset)
-                theirs = _counts(plan, out, plan.baseline, paired, reference, _same(key, reference[paired[0]]), dataset)
-                difference = paired_bootstrap(ours, theirs)
-                points = {name: 100 * value for name, value in asdict(difference).items()}
-                row["difference"] = {"seeds": len(paired), **points, "word": difference.word}
+            if variant != plan.baseline:
+                difference = _difference(plan, out, (variant, plan.baseline), scores, key, dataset)
+                row |= {"difference": difference} if difference else {}
             rows.append(row)
         variants[variant] = {
             "settings": list(plan.variants[variant]),
@@ -61,8 +58,37 @@ def summary(plan: Ablation, out: Path, errors: Mapping[str, str]) -> dict[str, A
         "images": {"train": len(dataset.train), "val": len(dataset.val), "masks": len(dataset.masks.paths)},
         "references": _references(plan, out, dataset),
         "variants": variants,
+        "pairs": [_pair(plan, out, pair, scores, dataset) for pair in plan.pairs],
         "errors": dict(errors),
     }
+
+
+def _pair(
+    plan: Ablation, out: Path, pair: tuple[str, str], scores: Mapping[str, SeedRows], dataset: Dataset
+) -> dict[str, Any]:
+    """Two variants that the plan compares, beside all being compared with the baseline."""
+    rows = []
+    for key in _row_keys(scores[pair[0]]):
+        difference = _difference(plan, out, pair, scores, key, dataset)
+        if difference:
+            rows.append({**dict(zip(KEY, key, strict=True)), "difference": difference})
+    return {"variant": pair[0], "against": pair[1], "rows": rows}
+
+
+def _difference(
+    plan: Ablation, out: Path, pair: tuple[str, str], scores: Mapping[str, SeedRows], key: RowKey, dataset: Dataset
+) -> Row | None:
+    """In points of mIoU, of a row of the first to that row of the second, over the seeds that both have."""
+    ours, theirs = scores[pair[0]], scores[pair[1]]
+    seeds = [seed for seed in ours if seed in theirs and _same(key, theirs[seed])]
+    if not seeds:
+        return None
+    difference = paired_bootstrap(
+        _counts(plan, out, pair[0], seeds, ours, key, dataset),
+        _counts(plan, out, pair[1], seeds, theirs, _same(key, theirs[seeds[0]]), dataset),
+    )
+    points = {name: 100 * value for name, value in asdict(difference).items()}
+    return {"seeds": len(seeds), **points, "word": difference.word}
 
 
 def _references(plan: Ablation, out: Path, dataset: Dataset) -> list[Row]:
@@ -114,7 +140,7 @@ def _hidden(plan: Ablation, out: Path, variant: str, seeds: Sequence[int]) -> li
     ]
 
 
-def _row_keys(by_seed: Mapping[int, Mapping[RowKey, Row]]) -> list[RowKey]:
+def _row_keys(by_seed: SeedRows) -> list[RowKey]:
     """What every seed has measured, in order."""
     rows = list(by_seed.values())
     return [key for key in (rows[0] if rows else {}) if all(key in other for other in rows)]
@@ -133,7 +159,7 @@ def _counts(
     out: Path,
     variant: str,
     seeds: Sequence[int],
-    rows: Mapping[int, Mapping[RowKey, Row]],
+    rows: SeedRows,
     key: RowKey | None,
     dataset: Dataset,
 ) -> np.ndarray:
