@@ -1,11 +1,12 @@
 """What each lever gains: results/accuracy.json from finished ablations, and the tables of docs/accuracy.md from that.
 
-    sccam ablate benchmarks/ablations/photographs.toml --data PHOTOS --out runs/a
-    sccam ablate benchmarks/ablations/drawn.toml --data runs/sample --out runs/b
-    python benchmarks/accuracy.py photographs=runs/a "drawn set"=runs/b
-    python benchmarks/accuracy.py                     # the tables again, from the JSON
+    python benchmarks/accuracy.py --restore photographs=OUT        # seeds measured before: sccam ablate skips them
+    sccam ablate benchmarks/ablations/photographs.toml --data PHOTOS --out OUT
+    sccam ablate benchmarks/ablations/photographs.toml --data PHOTOS --out OUT --report-only   # what is there so far
+    python benchmarks/accuracy.py photographs=OUT                  # NAME is that of the file, without .toml
+    python benchmarks/accuracy.py                                  # the tables again, from the JSON
 
-A set that is not named keeps the figures that it has.
+A set that is not named keeps the figures that it has. Figures of single runs are kept in results/accuracy/.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from bench_photos import LIBRARIES, replace_between
+from kept_runs import finished, keep, restore
 
 from sccam.artifacts import read_json, write_json
 from sccam.bench.machine import commit, device_name
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "accuracy.json"
+KEPT = HERE / "results" / "accuracy"
 PAGE = HERE.parent / "docs" / "accuracy.md"
+TITLES = {"photographs": "Photographs", "drawn": "The drawn set"}
 BEGIN, END = "<!-- accuracy tables: begin -->", "<!-- accuracy tables: end -->"
 COLUMNS = {  # of the tables: (stage, column, split) of a row
     "maps": ("maps", "image_only", "train"),
@@ -32,6 +36,7 @@ COLUMNS = {  # of the tables: (stage, column, split) of a row
     "segmenter": ("segmenter", "labels", "val"),
     "segmenter, CRF": ("segmenter+crf", "labels", "val"),
 }
+CHOSEN = ("image_only", "labels")  # columns whose threshold, if any, needs no masks
 WORDS = {"better": "**+**", "worse": "**-**", "no difference": "="}
 HIDDEN = {"nmi": "NMI", "purity": "purity", "telling": "telling part", "body": "body", "outside": "outside"}
 
@@ -40,13 +45,33 @@ def main() -> None:
     """Reads the arguments, writes JSON and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", metavar="NAME=OUT", help="folders of `sccam ablate`")
+    parser.add_argument("--restore", action="store_true", help="only put what was measured before into OUT")
+    arguments = parser.parse_args()
     sets: dict[str, Any] = read_json(RESULT)["sets"] if RESULT.exists() else {}
-    for item in parser.parse_args().sets:
+    for item in arguments.sets:
         name, _, out = item.partition("=")
-        facts = {"commit": commit(), "device": device_name("cpu"), "libraries": {n: version(n) for n in LIBRARIES}}
-        sets[name] = {**facts, **read_json(Path(out) / "ablation.json")}
-    write_json(RESULT, {"schema": 1, "sets": sets})
-    replace_between(PAGE, BEGIN, END, "\n\n".join(section(name, found) for name, found in sets.items()))
+        if arguments.restore:
+            for file in sorted(KEPT.glob(f"{name}-seed*.tar.xz")):
+                restore(file, int(file.name.removeprefix(f"{name}-seed").removesuffix(".tar.xz")), Path(out))
+        else:
+            sets[name] = measured(name, Path(out))
+    if not arguments.restore:
+        write_json(RESULT, {"schema": 1, "sets": sets})
+        replace_between(PAGE, BEGIN, END, "\n\n".join(section(name, found) for name, found in sets.items()))
+
+
+def measured(name: str, out: Path) -> dict[str, Any]:
+    """The content of OUT/ablation.json and where its runs were made; keeps those runs."""
+    result = dict(read_json(out / "ablation.json"))
+    facts = {"commit": commit(), "device": device_name("cpu")}
+    seeds = sorted({seed for variant in result["variants"].values() for seed in variant["seeds"]})
+    where = {}
+    KEPT.mkdir(exist_ok=True)
+    for seed in seeds:
+        keep(out, seed, KEPT / f"{name}-seed{seed}.tar.xz", facts)
+        states = [read_json(run / "run.json") for run in finished(out, seed)]
+        where[str(seed)] = sorted({"commit {commit}, {device}".format(**s.get("kept", facts)) for s in states})
+    return {"where": where, "libraries": {n: version(n) for n in LIBRARIES}, **result}
 
 
 def section(name: str, found: dict[str, Any]) -> str:
@@ -55,10 +80,11 @@ def section(name: str, found: dict[str, Any]) -> str:
     images, baseline = found["images"], found["baseline"]
     seeds = sorted({seed for variant in found["variants"].values() for seed in variant["seeds"]})
     parts = [
-        f"## {name[0].upper()}{name[1:]}",
+        f"## {TITLES.get(name, name)}",
         f"{images['train']} training images, {images['val']} unseen; configuration `{found['config']}`, seeds "
-        f"{', '.join(map(str, seeds))}; {found['device']}, written at commit "
-        f"{found['commit']}. Differences are to `{baseline}`.",
+        f"{', '.join(map(str, seeds))}. Differences are to `{baseline}`. Trained at "
+        f"{'; '.join(sorted({place for places in found['where'].values() for place in places}))}.",
+        goal_table(found),
         variant_table(found),
     ]
     if found["references"]:
@@ -67,6 +93,63 @@ def section(name: str, found: dict[str, Any]) -> str:
         parts.append(hidden_table(found["variants"]))
     settings = "\n".join(f"- `{key}`: {_settings(variant['settings'])}" for key, variant in found["variants"].items())
     return "\n\n".join([*parts, "Settings:", settings])
+
+
+def goal_table(found: dict[str, Any]) -> str:
+    """What the method is expected to reach, and whether it did; rows whose variants are not there are left out."""
+    rows: dict[str, dict[str, dict[str, Any]]] = {
+        name: {row["stage"]: row for row in variant["rows"] if row["column"] in CHOSEN}
+        for name, variant in found["variants"].items()
+    }
+    pairs = {(pair["variant"], pair["against"]): pair for pair in found["pairs"]}
+    lines: list[tuple[str, str, str, bool]] = []
+
+    def difference(ours: str, theirs: str, stage: str) -> dict[str, Any] | None:
+        pair = pairs.get((ours, theirs), {"rows": []})
+        return next(
+            (dict(r["difference"]) for r in pair["rows"] if r["stage"] == stage and r["column"] != "fixed"), None
+        )
+
+    for name in ("k-3-three-rounds", "k-3"):
+        change = difference(name, "all-updates", "maps")
+        if change and any(row["stage"] == "maps/round3" for row in found["variants"][name]["rows"]):
+            what = f"maps of round 3 (`{name}`) over plain maps with as many updates"
+            lines.append((what, _points(change), "+2.8, interval above 0", change["mean"] >= 2.8 and change["low"] > 0))
+    shipped = rows.get("shipped", {})
+    ceiling = [
+        r["mean"] for r in found["references"] if r["name"] == "supervised segmenter+crf" and r["split"] == "val"
+    ]
+    if "walk" in shipped and ceiling is not None:
+        maps, walked = shipped["maps"]["mean"], shipped["walk"]["mean"]
+        share = (walked - maps) / (ceiling - maps)
+        what = "walked maps over maps (`shipped`)"
+        measured = f"{walked - maps:+.1f}, {100 * share:.0f} % of the way to the ceiling's {ceiling:.1f}"
+        lines.append((what, measured, "+12.5, or 50 % of the way", walked - maps >= 12.5 or share >= 0.5))
+    if "segmenter" in shipped:
+        labels = shipped["pseudo_labels"]["mean"]
+        for stage, words in (("segmenter", "as it is"), ("segmenter+crf", "with CRF")):
+            what = f"segmenter on unseen images, {words}, over pseudo labels of training images (`shipped`)"
+            gain = shipped[stage]["mean"] - labels
+            lines.append((what, f"{gain:+.1f}", "at least 0", gain >= 0))
+    change = difference("shipped", "published", "segmenter")
+    if change:
+        ratio = pairs["shipped", "published"]["seconds_ratio"]
+        what = "segmenter of the default configuration over that of the paper's numbers, unseen images"
+        met = change["mean"] >= 5 and ratio <= 1.0
+        lines.append((what, f"{_points(change)}, in {ratio:.2f} of its time", "+5 in at most its time", met))
+    for name, variant in found["variants"].items():
+        hidden = variant["hidden"]
+        if name in ("k-3-own-map", "shipped") and hidden and "nmi" in hidden[-1]:
+            nmi, first, last = hidden[-1]["nmi"], hidden[0]["telling"], hidden[-1]["telling"]
+            lines.append((f"NMI of clusters and hidden looks, last round (`{name}`)", f"{nmi:.2f}", "0.80", nmi >= 0.8))
+            what = f"telling part covered by maps, round 0 to the last (`{name}`)"
+            lines.append((what, f"{first:.2f} to {last:.2f}", "rises", last > first))
+    table = ["| expected | measured | goal | |", "| --- | --- | --- | --- |"]
+    return "\n".join([*table, *(f"| {w} | {m} | {g} | {'met' if met else '**missed**'} |" for w, m, g, met in lines)])
+
+
+def _points(change: dict[str, Any]) -> str:
+    return f"{change['mean']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f})"
 
 
 def variant_table(found: dict[str, Any]) -> str:

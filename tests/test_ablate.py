@@ -209,6 +209,7 @@ def test_shared_stages_are_done_once_and_the_result_is_that_of_runs_of_their_own
     three = next(r for r in result["variants"]["three"]["rows"] if r["stage"] == "segmenter+crf")
     two = rows["segmenter+crf", three["column"], three["split"]]
     between = next(r["difference"] for r in first["rows"] if r["stage"] == "segmenter+crf")
+    assert first["seconds_ratio"] > 0
     assert between["mean"] == pytest.approx(three["mean"] - two["mean"], abs=1e-6) and between["seeds"] == 2
     assert (
         next(r for r in second["rows"] if (r["stage"], r["column"]) == ("maps", "image_only"))["difference"] == change
@@ -223,6 +224,16 @@ def test_shared_stages_are_done_once_and_the_result_is_that_of_runs_of_their_own
 
     monkeypatch.setattr(module, "train", nothing)
     assert ablate(plan, tmp_path / "out")["variants"] == result["variants"]
+
+
+def test_of_a_kept_run_no_stage_is_taken(plan, tmp_path):
+    state = {"finished": {stage: {} for stage in ("round0/classify", "scores")}}
+    folder = RunFolder(run_folder(tmp_path, "plain", 0))
+    folder.path.mkdir(parents=True)
+    folder.update(**state)
+    assert list(module._known(plan, tmp_path, 0).values()) == [folder.path]
+    folder.update(kept={"commit": "abc"})
+    assert module._known(plan, tmp_path, 0) == {}
 
 
 @pytest.mark.slow

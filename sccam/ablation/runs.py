@@ -106,8 +106,9 @@ def _known(plan: Ablation, out: Path, seed: int) -> dict[str, Path]:
     known: dict[str, Path] = {}
     for variant in plan.variants:
         place = run_folder(out, variant, seed)
-        finished = RunFolder(place).state().get("finished", {})
-        if finished:
+        state = RunFolder(place).state()
+        finished = state.get("finished", {})
+        if finished and "kept" not in state:  # of a kept run only the figures are there
             settings = plan.settings(variant, seed)
             keys = stage_keys(settings, data_checksum(open_data(plan.data, settings)))
             known |= {key: place for stage, key in keys.items() if stage in finished and key not in known}

@@ -72,7 +72,11 @@ def _pair(
         difference = _difference(plan, out, pair, scores, key, dataset)
         if difference:
             rows.append({**dict(zip(KEY, key, strict=True)), "difference": difference})
-    return {"variant": pair[0], "against": pair[1], "rows": rows}
+    seconds = [
+        [_seconds(out, variant, [seed]) for variant in pair] for seed in scores[pair[0]] if seed in scores[pair[1]]
+    ]
+    ratio = statistics.fmean(ours / theirs for ours, theirs in seconds) if seconds else None
+    return {"variant": pair[0], "against": pair[1], "seconds_ratio": ratio, "rows": rows}
 
 
 def _difference(
