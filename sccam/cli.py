@@ -141,6 +141,9 @@ def export(
         bool,
         typer.Option("--single-scale", help="The segmenter runs at scale 1 only, not at the scales of its training."),
     ] = False,
+    pamr: Annotated[
+        int, typer.Option(min=0, help="With --labels: so many steps of refinement by colours inside the graph, 10 say.")
+    ] = 0,
     engine: Annotated[bool, typer.Option("--engine", help="Build TensorRT engines, too; needs a GPU.")] = False,
     bucket: Annotated[
         list[str] | None,
@@ -169,6 +172,7 @@ def export(
         images=images,
         labels=labels,
         single_scale=single_scale,
+        pamr=pamr,
         engines=EngineOptions(buckets, memory, timing_cache, rebuild) if engine or rebuild else None,
         triton=triton,
         tell=(lambda text: None) if as_json else print,

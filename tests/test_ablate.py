@@ -227,7 +227,7 @@ def test_shared_stages_are_done_once_and_the_result_is_that_of_runs_of_their_own
 
 
 def test_of_a_kept_run_no_stage_is_taken(plan, tmp_path):
-    state = {"finished": {stage: {} for stage in ("round0/classify", "scores")}}
+    state: dict[str, Any] = {"finished": {stage: {} for stage in ("round0/classify", "scores")}}
     folder = RunFolder(run_folder(tmp_path, "plain", 0))
     folder.path.mkdir(parents=True)
     folder.update(**state)

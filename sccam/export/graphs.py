@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sccam.export import pamr
 from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.boundary_net import BoundaryNet
 from sccam.nets.cam_net import CamNet
@@ -100,14 +101,16 @@ class SegmenterGraph(Graph):
     Args:
         labels: the label index u8 [N H W] instead of logits.
         multi_scale: the maximum over the net's scales, as it was trained; otherwise one pass at scale 1.
+        pamr: steps of pixel-adaptive refinement before the labels, in the place of a CRF outside.
     """
 
-    def __init__(self, net: DeepLab, *, labels: bool = False, multi_scale: bool = True) -> None:
+    def __init__(self, net: DeepLab, *, labels: bool = False, multi_scale: bool = True, pamr: int = 0) -> None:
         outputs: dict[str, tuple[str, ...]] = {"logits": ("N", "C+1", "h", "w")}
         if labels:
             outputs = {"labels": ("N", "H", "W")}
         super().__init__(net.backbone.mean, net.backbone.std, outputs)
         self.net, self.labels, self.multi_scale = net, labels, multi_scale and len(net.scales) > 1
+        self.pamr = pamr
 
     def forward(self, image: Tensor) -> Tensor:
         inputs = self.normalised(image)
@@ -115,6 +118,8 @@ class SegmenterGraph(Graph):
         if not self.labels:
             return logits
         full = F.interpolate(logits, size=inputs.shape[-2:], mode="bilinear", align_corners=False)
+        if self.pamr:
+            full = pamr.refine(image.float().permute(0, 3, 1, 2), full.softmax(dim=1), self.pamr)
         return full.argmax(dim=1).to(torch.int32).to(torch.uint8)
 
 

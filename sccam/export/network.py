@@ -77,7 +77,7 @@ def export_network(
     pictures_from: str = "given",
     tell: Tell = print,
     engines: EngineOptions | None = None,
-    **segmenter: bool,
+    **segmenter: int,
 ) -> list[Exported]:
     """One network in each precision; a file that fails is left as NAME.failed and told of, not raised.
 
@@ -87,7 +87,7 @@ def export_network(
         pictures: images u8 [H W 3] to compare with; int8 needs `CALIBRATION_IMAGES` of them.
         source: the weight file, for the manifest; None for a network that has none.
         pictures_from: "training", "given" or "drawn", for the manifest.
-        segmenter: `labels` and `multi_scale` of `SegmenterGraph`.
+        segmenter: `labels`, `multi_scale` and `pamr` of `SegmenterGraph`.
     """
     graph = graph_of(net, manifest, **segmenter)
     base = to_onnx(graph, {"kind": manifest.kind, "classes": "\n".join(manifest.classes)})
@@ -151,7 +151,7 @@ def export_network(
     return exported
 
 
-def graph_of(net: TorchNetwork, manifest: Manifest, **segmenter: bool) -> Graph:
+def graph_of(net: TorchNetwork, manifest: Manifest, **segmenter: int) -> Graph:
     """The graph that is exported for a network."""
     if isinstance(net, CamNet):
         return MapGraph(net)
@@ -160,7 +160,7 @@ def graph_of(net: TorchNetwork, manifest: Manifest, **segmenter: bool) -> Graph:
     if isinstance(net, AffinityNet):
         return AffinityGraph(net, neighbour_offsets(manifest.made_from["radius"]))
     assert isinstance(net, DeepLab)
-    return SegmenterGraph(net, **segmenter)
+    return SegmenterGraph(net, **segmenter)  # type: ignore[arg-type]
 
 
 def in_precision(

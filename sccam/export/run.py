@@ -36,6 +36,7 @@ def export_run(
     images: Path | None = None,
     labels: bool = False,
     single_scale: bool = False,
+    pamr: int = 0,
     engines: EngineOptions | None = None,
     triton: Path | None = None,
     tell: Tell = print,
@@ -50,6 +51,7 @@ def export_run(
         images: a folder of images to compare and calibrate with; the run's training images by default.
         labels: the segmenter gives label indices instead of logits.
         single_scale: the segmenter runs at scale 1 only.
+        pamr: steps of pixel-adaptive refinement inside the segmenter's graph; needs `labels`.
         engines: build a TensorRT engine from every file, too.
         triton: a model repository to put every file (or its engine) in that passed.
         tell: told of every file in one line.
@@ -62,6 +64,8 @@ def export_run(
     """
     _known(networks, NETWORKS, "network")
     _known(precisions, PRECISIONS, "precision")
+    if pamr and not labels:
+        raise ConfigError("the refinement inside the graph ends in labels", fix="add --labels, or leave out --pamr")
     folder = RunFolder(run)
     state = folder.state()
     if "schema" not in state:
@@ -79,7 +83,7 @@ def export_run(
     exported: list[Exported] = []
     for name in networks:
         net, manifest = load_network(files[name], Compute.resolve("cpu", "fp32"))
-        options = {"labels": labels, "multi_scale": not single_scale} if name == "segmenter" else {}
+        options = {"labels": labels, "multi_scale": not single_scale, "pamr": pamr} if name == "segmenter" else {}
         exported += export_network(
             net,
             manifest,

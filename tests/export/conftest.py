@@ -67,7 +67,7 @@ def build(kind: str) -> Graph:
     net = DeepLab(trunk("test_resnet", 32), len(CLASSES) + 1, (1, 2), scales)
     for conv in net.pyramid.convs():  # they begin near 0, where all labels would be ties
         torch.nn.init.normal_(conv.weight)
-    return SegmenterGraph(net, labels=kind == "labels")
+    return SegmenterGraph(net, labels=kind in ("labels", "refined"), pamr=2 if kind == "refined" else 0)
 
 
 _made: dict[str, Case] = {}
@@ -88,7 +88,8 @@ def smooth_images(batch: int, height: int, width: int) -> np.ndarray:
 
 
 @pytest.fixture(
-    scope="session", params=["maps", "reactivated", "prototypes", "affinity", "boundary", "segmenter", "labels"]
+    scope="session",
+    params=["maps", "reactivated", "prototypes", "affinity", "boundary", "segmenter", "labels", "refined"],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     """Each kind of graph in turn."""

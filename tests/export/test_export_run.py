@@ -192,6 +192,14 @@ def test_an_unknown_network_or_precision_is_refused_with_the_known_ones(finished
         export_run(finished, images=pictures, networks=["decoder"])
 
 
+def test_refinement_inside_the_graph_needs_labels_and_is_in_the_manifest(finished, pictures, tmp_path):
+    options: dict[str, Any] = {"out": tmp_path, "networks": ["segmenter"], "precisions": ["fp32"], "images": pictures}
+    with pytest.raises(ConfigError, match="--labels"):
+        export_run(finished, pamr=2, **options)
+    export_run(finished, pamr=2, labels=True, **options)
+    assert read_manifest(tmp_path / "segmenter.onnx").made_from["pamr"] == 2
+
+
 def test_a_folder_without_images_and_too_few_for_int8_are_refused(finished, pictures, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images"):

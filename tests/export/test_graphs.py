@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from sccam.errors import ModelFileError
+from sccam.export import pamr
 from sccam.export.network import output_specs, torch_network
 from sccam.export.to_onnx import fold_batch_norms, to_onnx
 from sccam.nets.compute import Compute
 from sccam.runtime.network_onnxruntime import read_onnx, session_of
 from sccam.stages.affinity import affinity_field
 from sccam.stages.affinity_labels import neighbour_offsets
+from sccam.stages.pamr import refine
 
 SIZES = ((2, 64, 96), (1, 75, 101), (3, 33, 50))  # batch, height, width: multiples of the stride, and odd ones
 CPU = Compute("cpu", "fp32")
@@ -64,6 +66,29 @@ def test_labels_are_the_arg_max_of_the_enlarged_logits(exported, images):
     labels = graph(torch.from_numpy(pixels))
     assert labels.dtype == torch.uint8
     assert (labels.long() == full.argmax(1)).float().mean() > 0.999  # ties of random logits may fall either way
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16])
+def test_the_refinement_inside_a_graph_is_that_of_the_method(images, rng, precision, tolerance):
+    pixels, scores = images(2, 40, 56), rng.random((2, 4, 40, 56), dtype=np.float32)
+    pixels[0, :20] = 77  # a flat place has no spread
+    pixels[0, 5, 5] = 78  # or nearly none
+    scores /= scores.sum(axis=1, keepdims=True)
+    image = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(precision)
+    found = pamr.refine(image, torch.from_numpy(scores).to(precision), 3).float().numpy()
+    expected = np.stack([refine(image, score, 3) for image, score in zip(pixels, scores, strict=True)])
+    assert np.abs(found - expected).max() < (tolerance["float32"] if precision == torch.float32 else 0.02)
+
+
+@torch.no_grad()
+def test_refined_labels_are_the_arg_max_of_refined_probabilities(exported, images):
+    graph, pixels = exported("refined").graph, images(1, 64, 96)
+    logits = graph.net(normalised(graph, pixels))
+    full = torch.nn.functional.interpolate(logits, (64, 96), mode="bilinear", align_corners=False)
+    expected = refine(pixels[0], full.softmax(1)[0].numpy(), graph.pamr).argmax(axis=0)
+    found = graph(torch.from_numpy(pixels))[0].numpy()
+    assert (found == expected).mean() > 0.999 and (found != full.argmax(1)[0].numpy()).mean() > 0.01
 
 
 @pytest.mark.parametrize("shape", SIZES)
