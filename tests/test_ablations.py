@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import kept_runs  # of benchmarks/
 import numpy as np
 import pytest
 
@@ -35,9 +35,6 @@ def test_there_are_ladders():
 
 
 # Kept runs
-
-sys.path.append(str(FILES[0].parent.parent))
-import kept_runs  # noqa: E402
 
 
 def measured_run(folder: Path, counts: np.ndarray) -> None:

@@ -7,11 +7,15 @@ are brought to each grid by nearest neighbour, the test output is the maximum ov
 With `average` the weights that are kept are an exponential mean over the steps. With `self_epochs` the segmenter then
 labels its training images itself, its classes limited to each image's tags, with a CRF behind it, and learns on from
 that: one round of self-training, as is common after weak supervision (Zhang et al., RRM, AAAI 2020, and others).
+With `balance` t the loss sees logits + t log(share of the label's pixels), and the network that is kept does without
+that sum, so that it gives rare labels more room: 0 favours the mean over pixels, 1 the mean over labels, and the IoU
+wants something between. Source: Menon et al., Long-tail Learning via Logit Adjustment, ICLR 2021, Eq. 10.
 Differs: learning rates and sizes are settings; the authors "lowered the learning rate a bit" and never said how far.
 
     symbol   name here   shape
              logits      list of [N C+1 h w], finest scale first, the maximum last
              labels      [N H W], 255 ignored
+    t log p  shift       [C+1]
 """
 
 from __future__ import annotations
@@ -19,14 +23,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
 from sccam.data.transforms import AugmentConfig
 from sccam.errors import ConfigError
 from sccam.stages.optim import OptimiserConfig
-from sccam.structures import IGNORE
+from sccam.structures import IGNORE, FloatArray
+
+LEAST_SHARE = 1e-3  # of the pixels: a label that is hardly ever seen is not drawn everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,7 @@ class SegmentConfig:
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)  # of training and of the maximum at test time
     long_side: int = field(default=0, metadata={"min": 0})  # [px] of images after training; 0: their own
     average: float = field(default=0.0, metadata={"min": 0.0, "max": 0.9999})  # decay of the weights' mean; 0: the last
+    balance: float = field(default=0.0, metadata={"min": 0.0, "max": 1.0})  # of rare labels; 0: as frequent as they are
     self_epochs: int = field(default=0, metadata={"min": 0})  # of learning on from the own masks; 0: none
     self_confidence: float = field(default=0.0, metadata={"min": 0.0, "max": 1.0})  # posterior below which it is 255
     initialise: str = field(default="pretrained", metadata={"choices": ("pretrained", "classifier")})  # trunk weights
@@ -53,13 +62,28 @@ class SegmentConfig:
             raise ConfigError("segment.rates needs at least one positive dilation", where=list(self.rates))
 
 
-def segmentation_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """The sum over scales of the mean cross-entropy, each at its own grid; 0 where every label is 255."""
+def prior_shift(pixels: NDArray[np.int64], balance: float) -> FloatArray:
+    """What the loss adds to the logits of each label [C+1]; 0 for a label without a pixel.
+
+    Args:
+        pixels: labelled pixels of each label [C+1].
+    """
+    shares = np.maximum(pixels / max(int(pixels.sum()), 1), LEAST_SHARE)
+    return np.where(pixels > 0, balance * np.log(shares), 0.0).astype(np.float32)
+
+
+def segmentation_loss(logits: Sequence[Tensor], labels: Tensor, shift: Tensor | None = None) -> Tensor:
+    """The sum over scales of the mean cross-entropy, each at its own grid; 0 where every label is 255.
+
+    Args:
+        shift: from `prior_shift`.
+    """
     total = logits[0].new_zeros(())
     for scale_logits in logits:
         target = interpolate(labels[:, None].float(), scale_logits.shape[-2:], mode="nearest-exact")[:, 0].long()
         if bool((target != IGNORE).any()):  # the mean over no pixel would be NaN
-            total = total + cross_entropy(scale_logits.float(), target, ignore_index=IGNORE)
+            shifted = scale_logits.float() if shift is None else scale_logits.float() + shift[:, None, None]
+            total = total + cross_entropy(shifted, target, ignore_index=IGNORE)
     return total
 
 

@@ -18,8 +18,8 @@ from sccam.nets.deeplab import DeepLab
 from sccam.runtime.labeler import own_label_job, refine_job
 from sccam.runtime.network_torch import segmentation_scores
 from sccam.stages.pseudo_label import sharpened
-from sccam.stages.segment import segmentation_loss
-from sccam.structures import ByteArray, TaggedImages
+from sccam.stages.segment import prior_shift, segmentation_loss
+from sccam.structures import IGNORE, ByteArray, TaggedImages
 from sccam.training.context import RunContext
 
 
@@ -66,10 +66,18 @@ def _learn(run: RunContext, stage: str, net: DeepLab, label_of: Callable[[str], 
     def read_label(n: int) -> ByteArray:
         return read_mask(label_of(run.train_images.ids[n]))
 
+    shift = None
+    if config.balance > 0:
+        pixels = np.zeros(IGNORE + 1, np.int64)
+        for n in range(len(run.train_images)):
+            pixels += np.bincount(read_label(n).ravel(), minlength=len(pixels))
+        shift = torch.from_numpy(prior_shift(pixels[: len(run.dataset.classes) + 1], config.balance))
+        shift = shift.to(run.compute.device)
+
     def loss_of(batch: TrainingBatch) -> Tensor:
         assert batch.labels is not None
         logits = net.multi_scale(run.inputs(batch, net.backbone))
-        return segmentation_loss(logits, torch.from_numpy(batch.labels).to(run.compute.device))
+        return segmentation_loss(logits, torch.from_numpy(batch.labels).to(run.compute.device), shift)
 
     run.train_network(
         stage,

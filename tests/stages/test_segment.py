@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, interpolate
 
-from sccam.stages.segment import SegmentConfig, segmentation_loss, upsample_logits
+from sccam.stages.segment import LEAST_SHARE, SegmentConfig, prior_shift, segmentation_loss, upsample_logits
 
 LABELS = 4
 
@@ -94,3 +95,29 @@ def test_the_defaults_are_those_of_deeplab_v2():
     config = SegmentConfig()
     assert config.rates == (6, 12, 18, 24) and config.scales == (1.0, 0.75, 0.5) and config.augment.crop == 321
     assert (config.optimiser.lr, config.optimiser.head_factor, config.optimiser.head_bias_factor) == (2.5e-4, 10, 20)
+
+
+def test_a_shift_is_that_of_the_logits_and_does_not_reach_ignored_pixels():
+    parts, true, shift = logits((3, 4), (6, 8)), labels(), torch.tensor([-0.3, -2.0, 0.0, -1.5])
+    moved = [part + shift[:, None, None] for part in parts]
+    assert segmentation_loss(parts, true, shift) == segmentation_loss(moved, true)
+
+
+def test_the_shift_favours_rare_labels_by_the_square_root_of_their_rarity_at_one_half():
+    shift = prior_shift(np.array([900, 90, 10, 0]), 0.5)
+    np.testing.assert_allclose(np.exp(-2 * shift), [1 / 0.9, 1 / 0.09, 1 / 0.01, 1.0], rtol=1e-5)
+    assert prior_shift(np.array([10**9, 1]), 1.0)[1] == np.float32(np.log(LEAST_SHARE))
+    assert not prior_shift(np.zeros(3, np.int64), 1.0).any()
+
+
+def test_a_balanced_fit_gives_the_rare_label_where_the_plain_one_gives_the_frequent_one():
+    true = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    true[:, :3] = 1  # of equal pixels 70 are one label and 30 the other
+    shift = torch.from_numpy(prior_shift(np.array([70, 30]), 1.0))
+    for given, expected in ((None, 0), (shift - torch.tensor([0.0, 0.1]), 1)):
+        bias = torch.zeros(2, requires_grad=True)
+        for _ in range(400):
+            loss = segmentation_loss([bias[None, :, None, None].expand(1, 2, 10, 10)], true, given)
+            (slope,) = torch.autograd.grad(loss, bias)
+            bias = (bias - slope).detach().requires_grad_()
+        assert int(bias.argmax()) == expected
