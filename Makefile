@@ -19,6 +19,7 @@ demo: $(READY)
 	$(BIN)/sccam export runs/demo
 	@test -f runs/unseen/looks.json || $(BIN)/sccam data sample runs/unseen --images 20 --seed 1
 	$(BIN)/sccam infer runs/demo runs/unseen/images --out runs/unseen_masks --save mask --save overlay --overwrite
+	$(BIN)/sccam report runs/demo
 
 test: $(READY_DEV)
 	$(BIN)/python -m pytest

@@ -274,6 +274,12 @@ class RunFolder:
         """Weights of the segmenter that learned on from its own masks."""
         return self / "self_trained/segmenter.safetensors"
 
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds that have begun, ascending."""
+        names = (part.name.removeprefix("round") for part in self.path.glob("round*") if part.is_dir())
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def classifier(self, r: int) -> Path:
         """Weights of the classifier of round r."""
         return self / f"round{r}/cam_net.safetensors"
@@ -285,8 +291,7 @@ class RunFolder:
             return self.self_trained
         if kind != "cam_net":
             return self / f"{kind}.safetensors"
-        rounds = [int(path.parent.name.removeprefix("round")) for path in self.path.glob("round*/cam_net.safetensors")]
-        return self.classifier(max(rounds, default=0))
+        return self.classifier(max((r for r in self.rounds if self.classifier(r).exists()), default=0))
 
     def activation_map(self, r: int, id: str) -> Path:
         """Stored activation map of an image in round r."""

@@ -1,1 +1,1 @@
-"""Pictures of what a run did."""
+"""What a run did, to look at: one picture, and a page."""

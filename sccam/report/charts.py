@@ -13,6 +13,7 @@ from html import escape
 
 WIDTH, HEIGHT = 640, 260  # [px] of the drawing; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 34  # [px] margins
+RADIUS = 3.2  # [px] of a mark
 SERIES = ("#3b6fd4", "#d9622b", "#2c9c69", "#a04fc4", "#b58900", "#c43d5d", "#4aa3b5", "#7a7a7a")
 
 
@@ -23,6 +24,7 @@ class Series:
     Attributes:
         marks: draw every point, with its text on hovering.
         texts: of the points; empty gives their coordinates.
+        radii: of the marks [px].
     """
 
     name: str
@@ -30,6 +32,7 @@ class Series:
     marks: bool = False
     line: bool = True
     texts: Sequence[str] = ()
+    radii: Sequence[float] = ()
     colour: str = ""
 
 
@@ -37,7 +40,7 @@ def chart(series: Sequence[Series], *, x: str, y: str, rules: Sequence[tuple[flo
     """An SVG of lines and points over shared axes; empty where no series has a finite point.
 
     Args:
-        x, y: names of the axes.
+        x, y: names of the axes; an axis without a name has no numbers either.
         rules: vertical lines (x, text).
     """
     kept = [[(a, b) for a, b in item.points if math.isfinite(a) and math.isfinite(b)] for item in series]
@@ -54,11 +57,11 @@ def chart(series: Sequence[Series], *, x: str, y: str, rules: Sequence[tuple[flo
         )
 
     parts = []
-    for value in axis_y.ticks():
+    for value in axis_y.ticks() if y else ():
         _, py = place(axis_x.low, value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py:.1f}" y2="{py:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{py + 4:.1f}" text-anchor="end">{axis_y.text(value)}</text>')
-    for value in axis_x.ticks():
+    for value in axis_x.ticks() if x else ():
         px, _ = place(value, axis_y.low)
         parts.append(f'<text x="{px:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{axis_x.text(value)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
@@ -80,16 +83,18 @@ def chart(series: Sequence[Series], *, x: str, y: str, rules: Sequence[tuple[flo
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         if item.marks or len(places) == 1:
             texts = item.texts or [f"{axis_x.text(a)}, {b:.4g}" for a, b in points]
-            for (px, py), text in zip(places, texts, strict=True):
+            radii = item.radii or [RADIUS] * len(places)
+            for (px, py), text, radius in zip(places, texts, radii, strict=True):
                 title = escape(f"{item.name}: {text}" if item.name else text)
-                parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.2" fill="{colour}"><title>{title}</title></circle>')
+                spot = f'cx="{px:.1f}" cy="{py:.1f}" r="{radius:g}"'
+                parts.append(f'<circle {spot} fill="{colour}"><title>{title}</title></circle>')
     named = [(item.name, item.colour or SERIES[n % len(SERIES)]) for n, item in enumerate(series) if item.name]
     legend = "".join(f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in named)
     body = "".join(parts)
-    label = escape(f"{y} over {x}")
+    label = escape(f"{y} over {x}" if x and y else "points")
     return (
         f'<figure class="chart"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{body}</svg>'
-        f'<figcaption>{legend if len(named) > 1 else ""}</figcaption></figure>'
+        f"<figcaption>{legend if len(named) > 1 else ''}</figcaption></figure>"
     )
 
 
@@ -111,5 +116,5 @@ class _Axis:
         return [self.low + n * self.step for n in range(round((self.high - self.low) / self.step) + 1)]
 
     def text(self, value: float) -> str:
-        digits = max(0, -math.floor(math.log10(self.step) + 1e-9) + (1 if self.step / 10 ** math.floor(math.log10(self.step) + 1e-9) == 2.5 else 0))
+        digits = next(d for d in range(12) if abs(round(self.step, d) - self.step) < 1e-6 * self.step)
         return f"{value:.{digits}f}"
