@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sccam import __version__, cli
+from sccam.cli.printing import LineReporter, duration
 from sccam.config import from_mapping
 from sccam.data.masks import read_mask, write_mask
 from sccam.data.sample import draw_sample
@@ -245,13 +246,11 @@ def test_a_sample_set_needs_two_images_a_class(sccam: Cli, tmp_path: Path):
 # Progress
 
 
-def reporter(
-    monkeypatch: pytest.MonkeyPatch, *, living: bool, quiet: bool = False
-) -> tuple[cli.LineReporter, io.StringIO]:
+def reporter(monkeypatch: pytest.MonkeyPatch, *, living: bool, quiet: bool = False) -> tuple[LineReporter, io.StringIO]:
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: living, raising=False)
     monkeypatch.setattr(sys, "stderr", stream)
-    return cli.LineReporter(quiet=quiet), stream
+    return LineReporter(quiet=quiet), stream
 
 
 def test_without_a_terminal_progress_is_plain_lines(monkeypatch: pytest.MonkeyPatch):
@@ -297,4 +296,4 @@ def test_a_resumed_stage_tells_the_rate_of_what_it_did_itself(monkeypatch: pytes
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
 def test_durations_are_read_as_on_a_clock(seconds: float, text: str):
-    assert cli._duration(seconds) == text
+    assert duration(seconds) == text

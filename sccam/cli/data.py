@@ -1,0 +1,83 @@
+"""Commands about images and labels: data sample, labels convert."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sccam.cli.app import FAILED_INPUTS, Verbose, data_app, labels_app
+from sccam.cli.printing import CountReporter
+
+
+@data_app.command("sample")
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or absent.")],
+    images: Annotated[int | None, typer.Option(min=10, help="How many images to draw.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same images.")] = 0,
+    verbose: Verbose = False,
+) -> None:
+    """Draws a small set of images with tags, exact masks and hidden sub-categories, to try everything on."""
+    from sccam.data.sample import draw_sample
+
+    started = time.monotonic()
+    draw_sample(out, seed=seed) if images is None else draw_sample(out, images=images, seed=seed)
+    print(f"drew the sample set into {out} in {time.monotonic() - started:.1f} s")
+
+
+@labels_app.command("convert")
+def convert_labels(
+    source: Annotated[Path, typer.Argument(help="A folder or file of labels; OUT of sccam infer is one.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; a .json file for coco and labelstudio.")],
+    to: Annotated[str, typer.Option("--to", help="masks, coco, yolo, labelstudio or voc.")],
+    from_: Annotated[str | None, typer.Option("--from", help="The same; by default what lies there.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names, one a line: where there are none, or their order.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images: their suffixes, and sizes for yolo.")
+    ] = None,
+    polygons: Annotated[bool, typer.Option("--polygons", help="Polygons, not run lengths.")] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="How far a polygon's border may move in pixels; 1 by default, 0 for exact ones."),
+    ] = None,
+    min_area: Annotated[int, typer.Option(min=0, help="Leave out regions of fewer pixels.")] = 0,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="One annotation for a class of an image (coco).")
+    ] = False,
+    image_root: Annotated[str, typer.Option(help="Goes before image names: /data/local-files/?d=photos/")] = "",
+    map_: Annotated[list[str] | None, typer.Option("--map", help="Replace a mask value: 255=1; repeatable.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier output of the same format.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Writes the labels at SOURCE to OUT in another format; bad inputs are listed, the rest is converted."""
+    from sccam.labels.convert import convert, error_line, parse_values
+    from sccam.labels.items import DEFAULT_TOLERANCE, Layout
+
+    moved = DEFAULT_TOLERANCE if tolerance is None else tolerance
+    layout = Layout(polygons, moved, min_area, per_class, image_root)
+    reporter = CountReporter(quiet=as_json)
+    done = convert(
+        source,
+        out,
+        to,
+        from_=from_,
+        classes=classes,
+        images=images,
+        values=parse_values(map_ or ()),
+        layout=layout,
+        overwrite=overwrite,
+        on_error=lambda error: print(error_line(error), file=sys.stderr),
+        on_progress=reporter.progress,
+    )
+    print(json.dumps(done.as_dict(), indent=2) if as_json else done.line())
+    if done.failed:
+        raise typer.Exit(FAILED_INPUTS)

@@ -1,0 +1,158 @@
+"""What commands print: progress on the error stream, tables on the standard one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+class CountReporter:
+    """Progress where nobody knows how much there is: a line now and then."""
+
+    SECONDS = 15.0
+
+    def __init__(self, *, quiet: bool):
+        self.quiet, self.started, self.told_at = quiet, time.monotonic(), time.monotonic()
+
+    def progress(self, done: int, failed: int) -> None:
+        """Images done and failed so far."""
+        now = time.monotonic()
+        if now - self.told_at >= self.SECONDS:
+            self.told_at = now
+            text = f"{done} images, {done / (now - self.started):.1f} a second" + (f", {failed} failed" * bool(failed))
+            self.message(text)
+
+    def message(self, text: str) -> None:
+        """A line of its own."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+
+class LineReporter:
+    """Progress on the terminal: one living line with rate and time left, or plain lines where there is no terminal."""
+
+    PLAIN_SECONDS = 15.0  # between progress lines that cannot be overwritten
+
+    def __init__(self, *, quiet: bool):
+        self.stream = sys.stderr
+        self.quiet = quiet
+        self.living = self.stream.isatty()
+        self.name = ""
+        self.started = time.monotonic()
+        self.first_done: int | None = None  # items that were there when the stage was resumed
+        self.told_at = 0.0
+
+    def stage(self, name: str) -> None:
+        """Begins a stage."""
+        self.name, self.started, self.told_at, self.first_done = name, time.monotonic(), 0.0, None
+        if not self.living:
+            self._line(f"{name} ...")
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Items done in the stage."""
+        now = time.monotonic()
+        if self.first_done is None:
+            self.first_done = done - 1
+        pause = 0.1 if self.living else self.PLAIN_SECONDS
+        if now - self.told_at < pause and done < total:
+            return
+        if not self.living and self.told_at == 0.0 and done < total:
+            self.told_at = now
+            return
+        self.told_at = now
+        rate = (done - self.first_done) / max(1e-6, now - self.started)
+        left = max(0.0, (total - done) / rate) if rate > 0 else 0.0
+        text = f"{self.name}  {done}/{total}  {rate:.1f}/s  {duration(left)} left  {note}".rstrip()
+        if self.living:
+            self._write(f"\r\x1b[2K{text}" + ("\n" if done >= total else ""))
+        else:
+            self._line(text)
+
+    def message(self, text: str) -> None:
+        """A line of its own."""
+        self._line(f"\r\x1b[2K{text}" if self.living else text)
+
+    def _line(self, text: str) -> None:
+        self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        if not self.quiet:
+            self.stream.write(text)
+            self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def print_scores(scores: dict[str, Any], folder: Path) -> None:
+    rows = []
+    for row in scores["rows"]:
+        setting = next((f"{key} {row[key]:.2f}" for key in ("threshold", "alpha") if key in row), "")
+        rows.append(
+            [
+                row["stage"],
+                row["column"],
+                setting,
+                row["split"],
+                str(row["images"]),
+                "yes" if row["tags_used"] else "no",
+                percent(row["miou"]),
+                percent(row["f_score"]),
+            ]
+        )
+    print_table("", ["stage", "column", "setting", "split", "images", "tags given", "mIoU", "F"], rows)
+    total = sum(scores["seconds"].values())
+    memory = scores["peak_memory_mb"]
+    print(f"{duration(total)} in all" + (f", peak memory {memory:.0f} MB" if memory else ""))
+    print(f"picture       {folder / 'overview.png'}")
+    print(f"scores        {folder / 'scores.json'}")
+    print(f"pseudo labels {folder / 'pseudo_labels'}")
+    print(f"segmenter     {folder / 'segmenter.safetensors'}")
+
+
+def print_results(table: list[Any], ceilings: dict[str, float]) -> None:
+    from sccam.bench.harness import of_ceiling
+
+    shares = [of_ceiling(row.as_dict(), ceilings) for row in table]
+    rows = [
+        [
+            row.row,
+            f"{1e3 * row.seconds.median:.2f}",
+            f"{1e3 * row.seconds.q1:.2f} to {1e3 * row.seconds.q3:.2f}",
+            f"{row.ratio:.1f}x" + ("" if row.goal is None else f" (goal {row.goal:g})"),
+            "" if row.strong_ratio is None else f"{row.strong_ratio:.1f}x",
+            "" if share is None else f"{100 * share:.0f} %",
+            "" if row.peak_mb is None else f"{row.peak_mb:.0f}",
+            "" if row.max_error is None else f"{row.max_error:.1e}" + (" WRONG" if row.wrong else ""),
+            "" if row.agreement is None else f"{100 * row.agreement:.3f} %",
+        ]
+        for row, share in zip(table, shares, strict=True)
+    ]
+    first = table[0]
+    print_table(
+        f"{first.suite}: {first.case}",
+        ["way", "ms", "quartiles", "speed", "vs tuned", "of ceiling", "MB", "error", "same labels"],
+        rows,
+    )
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, box=None, header_style="bold")
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else 120  # a pipe has no width of its own
+    Console(width=width).print(table)

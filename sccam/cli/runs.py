@@ -1,0 +1,120 @@
+"""Commands that make a run and look at it: train, ablate, report, eval."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sccam.cli.app import FAILED_INPUTS, Verbose, app
+from sccam.cli.printing import LineReporter, percent, print_scores, print_table
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder of images with tags, or a VOC 2012 folder.")],
+    config: Annotated[str, typer.Option("--config", "-c", help="photos, demo, voc12, or a TOML file.")] = "photos",
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME of the data folder by default.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting: table.name=value; repeatable.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the folder first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the input, print the plan, train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Trains the whole chain on DATA: classifier rounds, maps, affinity, walk, pseudo labels, segmenter."""
+    from sccam import run
+
+    reporter = LineReporter(quiet=as_json)
+    folder = out or Path("runs") / data.resolve().name
+    overrides = set_ or []
+    if dry_run:
+        plan = run.plan(data, config, overrides)
+        print(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else run.plan_text(plan, folder))
+        return
+    scores = run.train(data, config, folder, overrides, resume=resume, overwrite=overwrite, reporter=reporter)
+    if as_json:
+        print(json.dumps(scores, indent=2, ensure_ascii=False))
+    else:
+        print_scores(scores, folder)
+
+
+@app.command()
+def ablate(
+    file: Annotated[Path, typer.Argument(help="TOML file of data, seeds and variants.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the runs and the result.")],
+    data: Annotated[Path | None, typer.Option(help="Image folder, in place of the one that FILE names.")] = None,
+    report_only: Annotated[bool, typer.Option(help="Train nothing; measure what is finished.")] = False,
+    seeds: Annotated[int, typer.Option(min=0, help="Only the first so many seeds of FILE; 0: all.")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds at a time, each with its share of the cores.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Trains variants of a recipe over seeds and says what helps; the same command again does only what is missing."""
+    from sccam import ablation as module
+
+    def reporter(name: str) -> LineReporter:
+        if not as_json:
+            print(f"== {name}", file=sys.stderr)
+        return LineReporter(quiet=as_json)
+
+    plan = module.read_ablation(file, data, first_seeds=seeds)
+    result = module.ablate(plan, out, jobs=jobs, reporter_of=reporter, train_missing=not report_only)
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        header, lines = module.table(result)
+        print_table("mIoU in %, mean ± deviation over seeds (difference to the baseline, 95 %)", header, lines)
+        print(f"figures       {out / 'ablation.json'}")
+    for name, error in result["errors"].items():
+        print(f"failed: {name}: {error}", file=sys.stderr)
+    if result["errors"]:
+        raise typer.Exit(FAILED_INPUTS)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder, of a finished or a half-finished run.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the page; RUN/report by default.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The image folder, where it was moved.")] = None,
+    ablation: Annotated[Path | None, typer.Option(help="Folder of `sccam ablate`, for mIoU over K.")] = None,
+    images: Annotated[int, typer.Option(min=0, help="Most images of the gallery.")] = 200,
+    verbose: Verbose = False,
+) -> None:
+    """Writes a page to look at: every stage of every image, sub-categories, curves, tables."""
+    from sccam.report.page import write_report
+
+    print(write_report(run, out, data=data, ablation=ablation, images=images))
+
+
+@app.command("eval")
+def evaluate(
+    predicted: Annotated[Path, typer.Argument(help="Folder of predicted index PNGs.")],
+    true: Annotated[Path, typer.Argument(help="Folder of true index PNGs.")],
+    classes: Annotated[Path | None, typer.Option(help="Class names, one a line, without background.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Scores PREDICTED masks against TRUE masks, matched by name; 255 in the truth is left out."""
+    from sccam.data.folder import read_classes
+    from sccam.stages.evaluate import evaluate_folders
+
+    result = evaluate_folders(predicted, true, None if classes is None else read_classes(classes))
+    for key, text in (
+        ("without_prediction", "true masks have no prediction"),
+        ("without_truth", "predictions no truth"),
+    ):
+        if result[key]:
+            print(f"note: {len(result[key])} {text} and are not scored, {result[key][0]} the first", file=sys.stderr)
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    rows = [
+        [name, percent(result["iou"][name]), percent(result["precision"][name]), percent(result["recall"][name])]
+        for name in result["iou"]
+    ]
+    mean = ["mean", *(percent(result[key]) for key in ("miou", "mean_precision", "mean_recall"))]
+    print_table(f"{result['images']} images", ["class", "IoU", "precision", "recall"], [*rows, mean])
