@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sccam import __version__
 from sccam import config as toml
 from sccam.advice import advice
 from sccam.artifacts import RunFolder, write_text
+from sccam.callbacks import Callback, Callbacks
 from sccam.data import open_dataset
 from sccam.data.checks import check_cluster_counts
 from sccam.errors import Interrupted, RunFolderError
@@ -45,6 +46,7 @@ def train(
     overwrite: bool = False,
     reporter: Reporter | None = None,
     known: Mapping[str, Path] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Trains the whole chain and returns the content of scores.json.
 
@@ -56,18 +58,19 @@ def train(
         resume: go on with the run in `out`, if there is one.
         overwrite: delete the run in `out` first.
         known: finished stages of other runs on the same data, by their keys: see `training.sharing`.
+        callbacks: told of stages, epochs and scores.
 
     Raises:
         DataError, ConfigError, RunFolderError, Interrupted: see their texts.
     """
-    reporter = reporter or Silent()
+    reporter, listener = reporter or Silent(), Callbacks(callbacks)
     settings = _settings(config, overrides)
     dataset = open_data(data, settings)
     with RunFolder(out) as folder, StopRequest().listening() as stop:
         _prepare(folder, settings, dataset, resume=resume, overwrite=overwrite)
         take_stages(folder, stage_keys(settings, data_checksum(dataset)), known or {})
         try:
-            scores = train_all(dataset, settings, folder, reporter, stop)
+            scores = train_all(dataset, settings, folder, reporter, stop, listener)
         except Interrupted as error:
             folder.update(status="interrupted")
             error.fix = f"go on with: {_command(data, config, out, overrides)}"
@@ -78,6 +81,7 @@ def train(
         if settings.run.until == "segmenter":
             write_overview(folder, dataset, settings)
         folder.update(status="finished", ended=_now())
+    listener.on_run_end(scores)
     return scores
 
 

@@ -22,11 +22,15 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the folder first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the input, print the plan, train nothing.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write events for TensorBoard into RUN/events, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON and nothing else.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Trains the whole chain on DATA: classifier rounds, maps, affinity, walk, pseudo labels, segmenter."""
     from sccam import run
+    from sccam.callbacks import TensorBoard
 
     reporter = LineReporter(quiet=as_json)
     folder = out or Path("runs") / data.resolve().name
@@ -35,7 +39,10 @@ def train(
         plan = run.plan(data, config, overrides)
         print(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else run.plan_text(plan, folder))
         return
-    scores = run.train(data, config, folder, overrides, resume=resume, overwrite=overwrite, reporter=reporter)
+    callbacks = [TensorBoard(folder / "events")] if tensorboard else []
+    scores = run.train(
+        data, config, folder, overrides, resume=resume, overwrite=overwrite, reporter=reporter, callbacks=callbacks
+    )
     if as_json:
         print(json.dumps(scores, indent=2, ensure_ascii=False))
     else:

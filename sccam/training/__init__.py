@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any
 
 from sccam.artifacts import RunFolder, read_json
+from sccam.callbacks import Callback
 from sccam.recipe import RunConfig
 from sccam.stop import StopRequest
 from sccam.structures import Dataset
@@ -43,10 +44,15 @@ def scores_stage(until: str) -> str:
 
 
 def train_all(
-    dataset: Dataset, config: RunConfig, folder: RunFolder, reporter: Reporter, stop: StopRequest
+    dataset: Dataset,
+    config: RunConfig,
+    folder: RunFolder,
+    reporter: Reporter,
+    stop: StopRequest,
+    callback: Callback | None = None,
 ) -> dict[str, Any]:
     """Runs what is not finished yet and returns the content of scores.json; arguments as in `RunContext`."""
-    run = RunContext(dataset, config, folder, reporter, stop)
+    run = RunContext(dataset, config, folder, reporter, stop, callback)
     reporter.message(f"kernels: {run.backends.line()}")
     folder.update(backends=asdict(run.backends))
     rounds = range(run.last_round + 1)

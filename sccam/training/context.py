@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sccam.artifacts import RunFolder, read_weights_with_manifest, write_weights
+from sccam.callbacks import Callback
 from sccam.data.batches import BatchLoader, TrainingBatch
 from sccam.data.transforms import AugmentConfig
 from sccam.fit import fit
@@ -60,15 +61,25 @@ class RunContext:
         folder: the run folder, locked by the caller.
         reporter: told of stages and progress.
         stop: checked between images and steps.
+        callback: told of stages and epochs.
     """
 
-    def __init__(self, dataset: Dataset, config: RunConfig, folder: RunFolder, reporter: Reporter, stop: StopRequest):
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: RunConfig,
+        folder: RunFolder,
+        reporter: Reporter,
+        stop: StopRequest,
+        callback: Callback | None = None,
+    ):
         self.dataset = dataset
         self.train_images = dataset.train
         self.config = config
         self.folder = folder
         self.reporter = reporter
         self.stop = stop
+        self.callback = callback or Callback()
         self.compute = Compute.resolve(config.run.device, config.run.precision)
         self.workers = worker_count(config.run.workers)
         self.backends = config.backends.resolved()
@@ -80,11 +91,13 @@ class RunContext:
             return
         self.stop.check()
         self.reporter.stage(name)
+        self.callback.on_stage_start(name)
         started = time.monotonic()
         work()
         seconds = round(time.monotonic() - started, 2)
         self.folder.log({"stage": name, "event": "finished", "seconds": seconds})
         self.folder.finish(name, seconds=seconds)
+        self.callback.on_stage_end(name, seconds)
 
     # Per-image work -------------------------------------------------------------------------------------------------
 
@@ -172,7 +185,9 @@ class RunContext:
 
         def on_epoch(epoch: int, loss: float, rate: float) -> None:
             nonlocal note
-            self.folder.log({"stage": stage, "epoch": epoch, "loss": loss, "images_per_second": round(rate, 2)})
+            metrics = {"loss": loss, "images_per_second": round(rate, 2)}
+            self.folder.log({"stage": stage, "epoch": epoch, **metrics})
+            self.callback.on_epoch_end(stage, epoch, metrics)
             note = f"epoch {epoch + 1}/{epochs} loss {loss:.4f}"
 
         loader = BatchLoader(
