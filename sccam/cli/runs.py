@@ -88,13 +88,14 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the page; RUN/report by default.")] = None,
     data: Annotated[Path | None, typer.Option(help="The image folder, where it was moved.")] = None,
     ablation: Annotated[Path | None, typer.Option(help="Folder of `sccam ablate`, for mIoU over K.")] = None,
+    bench: Annotated[Path | None, typer.Option(help="JSON file of `sccam bench`, for its table.")] = None,
     images: Annotated[int, typer.Option(min=0, help="Most images of the gallery.")] = 200,
     verbose: Verbose = False,
 ) -> None:
     """Writes a page to look at: every stage of every image, sub-categories, curves, tables."""
     from sccam.report.page import write_report
 
-    print(write_report(run, out, data=data, ablation=ablation, images=images))
+    print(write_report(run, out, data=data, ablation=ablation, bench=bench, images=images))
 
 
 @app.command("eval")

@@ -125,6 +125,14 @@ def parity_table(folder: RunFolder) -> list[Row]:
     return rows
 
 
+def bench_table(path: Path | None) -> tuple[str, list[Row]]:
+    """The device, and rows of a JSON file of `sccam bench`."""
+    if path is None:
+        return "", []
+    content = read_json(path)
+    return str(content["facts"]["device"]), list(content["rows"])
+
+
 def k_ablation(path: Path | None) -> list[tuple[str, str]]:
     """(title, SVG) of maps over K, from an ablation whose variants set `cluster.k` (Figure 4)."""
     if path is None:

@@ -37,6 +37,7 @@ def write_report(
     *,
     data: Path | None = None,
     ablation: Path | None = None,
+    bench: Path | None = None,
     images: int = IMAGES,
     workers: int = 0,
 ) -> Path:
@@ -47,6 +48,7 @@ def write_report(
         out: folder of the page; RUN/report by default. What an earlier report left there is replaced.
         data: the image folder, where it is no longer at its place.
         ablation: folder of `sccam ablate`, for mIoU over K.
+        bench: JSON file of `sccam bench`, for a table of its rows.
         images: most images of the gallery.
         workers: processes; 0 takes all cores.
 
@@ -70,6 +72,7 @@ def write_report(
     classes = dataset.classes if dataset else tuple(_classes(folder))
     rounds, finished = facts.round_table(folder), state.get("finished", {})
     class_titles, class_rows = facts.class_table(rows)
+    bench_device, bench_rows = facts.bench_table(bench)
     content: dict[str, Any] = {
         "name": folder.path.resolve().name,
         "status": state.get("status", "unknown"),
@@ -96,6 +99,8 @@ def write_report(
         "losses": facts.loss_charts(folder),
         "rows": rows,
         "column_names": facts.COLUMNS,
+        "bench_device": bench_device,
+        "bench_rows": bench_rows,
         "parity": facts.parity_table(folder),
         "seconds": [(stage, found["seconds"]) for stage, found in finished.items() if "seconds" in found],
     }  # fmt: skip

@@ -162,3 +162,11 @@ def test_the_curve_over_k_takes_variants_that_change_nothing_else(tmp_path):
     ((title, drawing),) = k_ablation(tmp_path)
     assert "clusters of a class" in title and drawing.count("<circle") == 3 and "ten: 52.5" in drawing
     assert k_ablation(None) == []
+
+
+def test_rows_of_a_benchmark_are_shown_with_their_device(run, tmp_path):
+    row = {"suite": "walk", "case": "a < b", "row": "native", "baseline": "eager", "ratio": 12.5, "wrong": True,
+           "seconds": {"median": 0.002, "q1": 0.001, "q3": 0.003}, "max_error": 1e-6}  # fmt: skip
+    write_json(tmp_path / "bench.json", {"facts": {"device": "some device"}, "rows": [row]})
+    text = " ".join(Page(write_report(run, tmp_path / "page", bench=tmp_path / "bench.json", workers=1)).text)
+    assert "Speed on some device" in text and "12.50 ×" in text and "a < b" in text and "WRONG" in text
