@@ -259,12 +259,18 @@ def test_a_variant_that_fails_is_an_error_and_the_others_go_on(plan, tmp_path, m
 
     monkeypatch.setattr(module, "train", failing)
     few = {name: plan.variants[name] for name in ("plain", "three", "two")}
-    result = ablate(dataclasses.replace(plan, seeds=(0,), variants=few, ceiling=True), tmp_path / "out")
+    plan = dataclasses.replace(plan, seeds=(0,), variants=few, ceiling=True)
+    result = ablate(plan, tmp_path / "out")
     references = {(row["name"], row["split"]): row["mean"] for row in result["references"]}
     assert ("supervised segmenter", "val") in references and 0 < references["all background", "train"] < 50
     assert references["centre prior", "train"] > references["all background", "train"]
     assert list(result["errors"]) == ["three, seed 0"] and "nan" in result["errors"]["three, seed 0"]
     assert result["variants"]["three"]["rows"] == [] and result["variants"]["two"]["rows"]
+
+    other = {"plain": (*few["plain"], "segment.epochs=2")}  # which is that of the ceiling, too
+    (run_folder(tmp_path / "out", "plain", 0) / "config.toml").unlink()
+    with pytest.raises(RunFolderError, match="supervised had other settings"):
+        ablate(dataclasses.replace(plan, variants=other), tmp_path / "out")
 
 
 # The file

@@ -20,7 +20,11 @@ FILES = sorted((Path(__file__).resolve().parent.parent / "benchmarks" / "ablatio
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_variant_of_a_ladder_has_settings_that_exist(path):
     plan = read_ablation(path)  # reads the settings of every variant
-    assert len(plan.seeds) == 5 and plan.ceiling and {"shipped", "all-updates", "no-rounds", "balanced", "k-3-going-on"} <= set(plan.variants)
+    assert (
+        len(plan.seeds) == 5
+        and plan.ceiling
+        and {"shipped", "all-updates", "no-rounds", "balanced", "k-3-going-on"} <= set(plan.variants)
+    )
 
 
 @pytest.mark.parametrize(("ladder", "shipped"), [("photographs", "photos"), ("drawn", "demo")])

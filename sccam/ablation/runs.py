@@ -14,6 +14,7 @@ from sccam.ablation.plan import CEILING, Ablation, run_folder
 from sccam.ablation.summary import summary
 from sccam.artifacts import RunFolder, write_json
 from sccam.errors import Interrupted, RunFolderError, SccamError
+from sccam.recipe import RunConfig
 from sccam.run import changed_settings, data_checksum, open_data, train
 from sccam.runtime.pool import end_with_parent, worker_count
 from sccam.training import Reporter, Silent, scores_stage
@@ -75,13 +76,7 @@ def _train_seed(
     for variant in plan.variants:
         place, name = run_folder(out, variant, seed), f"{variant}, seed {seed}"
         until = plan.settings(variant, seed).run.until
-        if (place / "config.toml").exists():  # else a finished run of other settings would pass for this variant
-            changed = changed_settings(place / "config.toml", plan.settings(variant, seed))
-            if changed:
-                raise RunFolderError(
-                    f"the variant {variant} had other settings\n" + "\n".join(f"    {line}" for line in changed),
-                    where=place, fix="give the variant another name, or choose another --out",
-                )  # fmt: skip
+        _check_unchanged(place, plan.settings(variant, seed), variant)
         if RunFolder(place).finished(scores_stage(until)):
             continue
         settings = toml.override(plan.settings(variant, seed), [f"run.workers={workers}"])
@@ -96,9 +91,22 @@ def _train_seed(
     if plan.ceiling:
         free = [f"run.workers={workers}", "segment.initialise=pretrained"]  # there is no classifier to begin with
         settings = toml.override(plan.settings(plan.baseline, seed), free)
+        place = run_folder(out, CEILING, seed)
+        _check_unchanged(place, settings, CEILING)
         watching = Silent() if reporter_of is None else reporter_of(f"{CEILING}, seed {seed}")
-        train_supervised(open_data(plan.data, settings), settings, run_folder(out, CEILING, seed), watching)
+        train_supervised(open_data(plan.data, settings), settings, place, watching)
     return errors
+
+
+def _check_unchanged(place: Path, settings: RunConfig, variant: str) -> None:
+    """A finished run of other settings must not pass for this variant."""
+    if (place / "config.toml").exists():
+        changed = changed_settings(place / "config.toml", settings)
+        if changed:
+            raise RunFolderError(
+                f"the variant {variant} had other settings\n" + "\n".join(f"    {line}" for line in changed),
+                where=place, fix="give the variant another name, or choose another --out",
+            )  # fmt: skip
 
 
 def _known(plan: Ablation, out: Path, seed: int) -> dict[str, Path]:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sccam.artifacts import RunFolder, read_json, write_json
+from sccam import config as toml
+from sccam.artifacts import RunFolder, read_json, write_json, write_text
 from sccam.data.masks import mask_size, read_mask, write_mask
 from sccam.recipe import RunConfig
 from sccam.stages.evaluate import ConfusionMatrix
@@ -76,6 +77,8 @@ def train_supervised(dataset: Dataset, config: RunConfig, out: Path, reporter: R
         if folder.state().get("status") == "finished":
             return
         folder.update(schema=0, status="running", supervision=SUPERVISION, finished=folder.state().get("finished", {}))
+        if not (folder / "config.toml").exists():
+            write_text(folder / "config.toml", toml.dump(config))
         run = RunContext(dataset, config, folder, reporter, stop)
         run.train_images = dataset.train.only(ids)
         run.stage("data", lambda: check_data(run))
