@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sccam.artifacts import RunFolder, read_json
+from sccam.artifacts import RunFolder, read_arrays, read_json
 from sccam.data.masks import read_mask
 from sccam.report.charts import Series, chart
 from sccam.stages.evaluate import ConfusionMatrix
@@ -161,7 +161,5 @@ def _only_k(settings: Sequence[str]) -> int | None:
 
 
 def _clusters(folder: RunFolder, r: int) -> int | None:
-    from sccam.artifacts import read_arrays
-
     path = folder / f"round{r}/subcategories.npz"
     return len(read_arrays(path)["parent"]) if path.exists() else None

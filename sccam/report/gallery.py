@@ -17,7 +17,7 @@ from sccam.report.overview import heat
 from sccam.runtime.labeler import load_map, walked_scores
 from sccam.runtime.pool import run_jobs
 from sccam.stages.affinity_labels import AFFINITY_STRIDE
-from sccam.stages.evaluate import ConfusionMatrix, scores
+from sccam.stages.evaluate import ConfusionMatrix
 from sccam.stages.walk import upsample
 from sccam.structures import ByteArray, Dataset, TaggedImages
 
@@ -116,9 +116,11 @@ def _score_job(run: Path, split: str, id: str, truth: Path | None, classes: Sequ
         matrix.add(read_mask(path), read_mask(truth))
     except SccamError:  # a mask that cannot be read is the data check's to tell of
         return None, ""
-    found = scores(matrix, classes)
-    there = [value for label, value in found.iou.items() if value is not None or (found.precision[label] is not None)]
-    return (float(np.mean([value or 0.0 for value in there])) if there else None), name
+    labels = len(classes) + 1
+    hit, true = np.diagonal(matrix.counts), matrix.counts.sum(axis=1)
+    union = true + matrix.counts[:, :labels].sum(axis=0) - hit
+    there = union > 0
+    return (float((hit[there] / union[there]).mean()) if there.any() else None), name
 
 
 def _tiles_job(

@@ -7,11 +7,14 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sccam.artifacts import RunFolder, read_json, write_json
+from sccam.data.masks import write_mask
 from sccam.errors import DataError, RunFolderError
 from sccam.report.facts import k_ablation
+from sccam.report.gallery import _score_job
 from sccam.report.page import write_report
 from tests.report.conftest import CLASSES, file_names
 
@@ -82,6 +85,15 @@ def test_the_score_of_an_image_is_that_of_its_last_mask(page):
     names = file_names()
     assert scores[names[0]] == 1.0  # its pseudo label is the truth
     assert scores[names[1]] > scores[names[2]] > scores[names[3]]  # each is shifted farther
+
+
+def test_a_label_that_only_the_mask_has_counts_against_it(tmp_path):
+    truth, mask = np.zeros((10, 10), np.uint8), np.zeros((10, 10), np.uint8)
+    mask[:5] = 1
+    write_mask(tmp_path / "truth.png", truth)
+    write_mask(RunFolder(tmp_path).pseudo_label("a"), mask)
+    score, name = _score_job(tmp_path, "train", "a", tmp_path / "truth.png", ("cat", "dog"))
+    assert (score, name) == (0.25, "pseudo label")  # half of the background, none of the cat
 
 
 def test_clusters_have_sizes_and_their_members(page):
