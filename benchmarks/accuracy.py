@@ -105,20 +105,19 @@ def goal_table(found: dict[str, Any]) -> str:
     lines: list[tuple[str, str, str, bool]] = []
 
     def difference(ours: str, theirs: str, stage: str) -> dict[str, Any] | None:
-        pair = pairs.get((ours, theirs), {"rows": []})
-        return next(
-            (dict(r["difference"]) for r in pair["rows"] if r["stage"] == stage and r["column"] != "fixed"), None
-        )
+        for row in pairs.get((ours, theirs), {"rows": []})["rows"]:
+            if row["stage"] == stage and row["column"] in CHOSEN:
+                return dict(row["difference"])
+        return None
 
-    for name in ("k-3-three-rounds", "k-3"):
+    for name in ("k-3-three-rounds", "k-3-going-on", "k-3"):
         change = difference(name, "all-updates", "maps")
         if change and any(row["stage"] == "maps/round3" for row in found["variants"][name]["rows"]):
             what = f"maps of round 3 (`{name}`) over plain maps with as many updates"
             lines.append((what, _points(change), "+2.8, interval above 0", change["mean"] >= 2.8 and change["low"] > 0))
     shipped = rows.get("shipped", {})
-    ceiling = [
-        r["mean"] for r in found["references"] if r["name"] == "supervised segmenter+crf" and r["split"] == "val"
-    ]
+    unseen = {row["name"]: row["mean"] for row in found["references"] if row["split"] == "val"}
+    ceiling = unseen.get("supervised segmenter+crf")
     if "walk" in shipped and ceiling is not None:
         maps, walked = shipped["maps"]["mean"], shipped["walk"]["mean"]
         share = (walked - maps) / (ceiling - maps)

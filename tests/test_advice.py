@@ -34,7 +34,7 @@ def tags(*counts: int) -> np.ndarray:
 
 
 def lines(dataset: Dataset, *overrides: str) -> list[str]:
-    return advice(dataset, load_config("photos", list(overrides)))
+    return advice(dataset, load_config("photos", ["classify.rounds=3", "classify.epochs=[12]", *overrides]))
 
 
 def test_a_set_that_suits_the_settings_gets_none(dataset_of):

@@ -18,6 +18,7 @@ def accuracy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     page.write_text(f"before\n{module.BEGIN}\n{module.END}\nafter\n")
     monkeypatch.setattr(module, "RESULT", tmp_path / "accuracy.json")
     monkeypatch.setattr(module, "PAGE", page)
+    monkeypatch.setattr(module, "KEPT", tmp_path / "kept")
     return module
 
 
@@ -44,7 +45,7 @@ def ablation(tmp_path: Path) -> Path:
     references = [{"name": "all background", "split": "val", "tags_used": False, "mean": 4.5}]
     write_json(tmp_path / "ablation.json", {
         "config": "photos", "baseline": "plain", "images": {"train": 300, "val": 90, "masks": 390},
-        "references": references, "variants": variants,
+        "references": references, "variants": variants, "pairs": [],
     })  # fmt: skip
     return tmp_path
 
@@ -70,3 +71,37 @@ def test_a_set_that_is_not_named_stays(accuracy, monkeypatch, tmp_path):
     accuracy.main()
     assert list(read_json(accuracy.RESULT)["sets"]) == ["photographs", "drawn set"]
     assert accuracy.PAGE.read_text().count("| `lever` | 1 | 52.0") == 2
+
+
+def test_goals_are_met_or_missed_by_the_figures_alone(accuracy):
+    def rows(maps: float, walked: float, labels: float, segmenter: float, crf: float) -> list[dict[str, Any]]:
+        return [row(stage, split, value) | ({"column": "image_only"} if stage in ("maps", "walk") else {})
+                for stage, split, value in (("maps", "train", maps), ("walk", "train", walked),
+                                            ("pseudo_labels", "train", labels), ("segmenter", "val", segmenter),
+                                            ("segmenter+crf", "val", crf))]  # fmt: skip
+
+    def pair(ours: str, theirs: str, stage: str, column: str, *points: float) -> dict[str, Any]:
+        difference = dict(zip(("mean", "low", "high"), points, strict=True))
+        found = {"stage": stage, "column": column, "split": "val", "difference": difference}
+        oracle = {**found, "column": "fixed", "difference": {"mean": 99.0, "low": 99.0, "high": 99.0}}
+        return {"variant": ours, "against": theirs, "seconds_ratio": 0.8, "rows": [oracle, found]}
+
+    rounds = [row("maps/round3", "train", 53.0) | {"column": "image_only"}, *rows(53.0, 0, 0, 0, 0)[:1]]
+    hidden = [{"round": 0, "telling": 0.8}, {"round": 3, "telling": 0.7, "nmi": 0.85}]
+    found = {
+        "variants": {"shipped": {"rows": rows(50.0, 63.0, 64.0, 63.0, 65.0), "hidden": []},
+                     "k-3-three-rounds": {"rows": rounds, "hidden": []},
+                     "k-3-own-map": {"rows": [], "hidden": hidden}},
+        "references": [{"name": "supervised segmenter+crf", "split": "val", "mean": 76.0}],
+        "pairs": [pair("k-3-three-rounds", "all-updates", "maps", "image_only", 3.0, -0.1, 6.0),
+                  pair("shipped", "published", "segmenter", "labels", 6.0, 4.0, 8.0)],
+    }  # fmt: skip
+    lines = accuracy.goal_table(found).splitlines()[2:]
+    told = {line.split(" | ")[0].strip("| "): line for line in lines}
+    assert [line.rstrip(" |").rpartition("| ")[2] for line in lines] == [
+        "**missed**",  # its interval reaches below 0
+        "met", "**missed**", "met", "met", "met", "**missed**",
+    ]  # fmt: skip
+    assert "+13.0, 50 % of the way to the ceiling's 76.0" in told["walked maps over maps (`shipped`)"]
+    assert "+6.0 (+4.0 to +8.0), in 0.80 of its time" in "".join(lines) and "99" not in "".join(lines)
+    assert "0.80 to 0.70" in lines[-1]
