@@ -16,6 +16,7 @@ from sccam.errors import SccamError
 from sccam.cli import runs  # noqa: F401
 from sccam.cli import models  # noqa: F401
 from sccam.cli import data  # noqa: F401
+from sccam.cli import tools  # noqa: F401
 # isort: on
 
 
