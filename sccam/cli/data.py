@@ -1,4 +1,4 @@
-"""Commands about images and labels: data sample, labels convert."""
+"""Commands about images and labels: data sample, data split, labels convert."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sccam.cli.app import FAILED_INPUTS, Verbose, data_app, labels_app
-from sccam.cli.printing import CountReporter
+from sccam.cli.printing import CountReporter, print_table
 
 
 @data_app.command("sample")
@@ -27,6 +27,31 @@ def sample(
     started = time.monotonic()
     draw_sample(out, seed=seed) if images is None else draw_sample(out, images=images, seed=seed)
     print(f"drew the sample set into {out} in {time.monotonic() - started:.1f} s")
+
+
+@data_app.command("split")
+def split(
+    data: Annotated[Path, typer.Argument(help="Folder of images with tags.")],
+    val: Annotated[float, typer.Option(help="Share of the images for val.txt.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same lists.")] = 0,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="folder, or a regular expression: images whose ids agree in its first group stay together."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace lists that are there.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Writes train.txt and val.txt with the same shares of every tag; copies of an image stay on one side."""
+    from sccam.data.split import split_folder
+
+    done = split_folder(data, val, seed, group_by=group_by, overwrite=overwrite)
+    rows = [[name, str(a), str(b)] for name, a, b in zip(done.classes, done.train, done.val, strict=True)]
+    print_table("", ["class", "train.txt", "val.txt"], [*rows, ["images", *map(str, done.images)]])
+    if done.copies:
+        print(f"{done.copies} images are copies of others and stay on their side")
+    lone = [name for name, count in zip(done.classes, done.val, strict=True) if not count]
+    if lone:
+        print(f"not in val.txt: {', '.join(lone)}; their images all belong together, or there is one only")
 
 
 @labels_app.command("convert")

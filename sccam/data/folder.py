@@ -36,6 +36,7 @@ def read_folder(
     classes_file: Path | str | None = None,
     tags_file: Path | str | None = None,
     allow_negative: bool = False,
+    lists: bool = True,
 ) -> Dataset:
     """The images, tags and masks of a folder.
 
@@ -44,6 +45,7 @@ def read_folder(
         classes_file: class names in order, one a line; `ROOT/classes.txt` if it exists.
         tags_file: a CSV or JSON file; `ROOT/tags.csv` or `ROOT/tags.json` if it exists.
         allow_negative: accept images without any tag as examples of no class.
+        lists: heed train.txt and val.txt; else every image is for training.
 
     Raises:
         DataError: the first thing that is wrong, with file and line.
@@ -70,7 +72,8 @@ def read_folder(
         )
 
     names = Names(images, image_root)
-    train_ids, val_ids = _read_splits(root, names, [row.id for row in rows], source)
+    every = tuple(row.id for row in rows)
+    train_ids, val_ids = _read_splits(root, names, every, source) if lists else (every, ())
     by_id = {row.id: row for row in rows}
     train = tagged_images("train", train_ids, images, by_id, classes)
     val = tagged_images("val", val_ids, images, by_id, classes)
