@@ -1,4 +1,4 @@
-"""Commands about images and labels: data sample, data split, labels convert."""
+"""Commands about images and labels: data sample, data check, data split, labels convert."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from sccam.cli.app import FAILED_INPUTS, Verbose, data_app, labels_app
-from sccam.cli.printing import CountReporter, print_table
+from sccam.cli.printing import CountReporter, print_survey, print_table
+from sccam.errors import DataError
 
 
 @data_app.command("sample")
@@ -27,6 +28,24 @@ def sample(
     started = time.monotonic()
     draw_sample(out, seed=seed) if images is None else draw_sample(out, images=images, seed=seed)
     print(f"drew the sample set into {out} in {time.monotonic() - started:.1f} s")
+
+
+@data_app.command("check")
+def check(
+    data: Annotated[Path, typer.Argument(help="Folder of images with tags, or a VOC 2012 folder.")],
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0 for the cores.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Reads every image, tag and mask of DATA and says all that is wrong with them at once; nothing is written."""
+    from sccam.check import check_folder
+    from sccam.runtime.pool import worker_count
+
+    reporter = CountReporter(quiet=as_json)
+    found = check_folder(data, workers=worker_count(workers), on_progress=reporter.progress)
+    print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False)) if as_json else print_survey(found)
+    if found.faults:
+        raise typer.Exit(DataError.exit_code)
 
 
 @data_app.command("split")

@@ -145,6 +145,37 @@ def print_results(table: list[Any], ceilings: dict[str, float]) -> None:
     )
 
 
+def print_survey(found: Any) -> None:
+    """What `sccam data check` found, the verdict last."""
+    from sccam.check import shown
+
+    if found.balance:
+        shares = found.mask_pixels
+        rows = [[name, str(train), str(val), percent(shares.get(name)) if shares else ""]
+                for name, train, val in found.balance]  # fmt: skip
+        print_table("", ["class", "train", "val", "% of mask pixels" if shares else ""], rows)
+    lists = ", ".join(f"{count} {name}" for name, count in found.images.items())
+    print(f"images      {lists or 'not known'}; {found.masks} masks, for measuring only")
+    if found.sizes:
+        small, middle, large = (f"{width} x {height}" for height, width in found.sizes)
+        modes = ", ".join(f"{count} {mode}" for mode, count in found.modes.items())
+        print(f"sizes       {small} px the smallest, {middle} the median, {large} the largest; {modes}")
+    meet = sorted(found.pairs, key=lambda pair: -pair[2])[:5]
+    if meet:
+        print("together    " + "; ".join(f"{a} with {b}: {both} images" for a, b, both, _ in meet))
+    if found.minutes:
+        print(f"estimate    {found.minutes:.0f} minutes on two cores and {found.gigabytes:.1f} GB for `sccam train -c "
+              "photos`, from rates measured on small photographs; a GPU takes far less")  # fmt: skip
+    for line in found.advice:
+        print(f"advice      {line}")
+    for kind, places in found.notes.items():
+        print(f"note        {kind}: {shown(places)}")
+    for kind, places in found.faults.items():
+        print(f"FAULT       {kind}: {shown(places)}")
+    count = sum(map(len, found.faults.values()))
+    print(f"{count} faults: sccam train refuses this folder" if count else "no fault: sccam train takes this folder")
+
+
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
