@@ -9,7 +9,7 @@ import sys
 import traceback
 
 from sccam import __version__
-from sccam.cli.app import app, data_app, labels_app
+from sccam.cli.app import app, data_app, labels_app, weights_app
 from sccam.errors import SccamError
 
 # isort: off
@@ -28,6 +28,7 @@ def version() -> None:
 
 app.add_typer(data_app, name="data")
 app.add_typer(labels_app, name="labels")
+app.add_typer(weights_app, name="weights")
 
 
 def main() -> None:

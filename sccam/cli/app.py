@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make and look at image folders.", no_args_is_help=True)
 labels_app = typer.Typer(help="Masks in the formats of other tools.", no_args_is_help=True)
+weights_app = typer.Typer(help="Weight files of other programs.", no_args_is_help=True)
 
 FAILED_INPUTS = 5  # exit code: finished, but some inputs failed
 

@@ -1,12 +1,13 @@
-"""Commands about the installation: doctor."""
+"""Commands about the installation and about weights: doctor, weights import."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sccam.cli.app import Verbose, app
+from sccam.cli.app import Verbose, app, weights_app
 from sccam.cli.printing import print_table
 from sccam.errors import BackendUnavailable
 
@@ -29,3 +30,19 @@ def doctor(
         raise typer.Exit(BackendUnavailable.exit_code)
     if not as_json:
         print("nothing here will fail; notes are about what is not needed for everything")
+
+
+@weights_app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A .params, .pth, .pt or .safetensors file.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write, for network.weights.")],
+    backbone: Annotated[str, typer.Option(help="resnet38d, resnet50, resnet101 or any timm CNN.")],
+    verbose: Verbose = False,
+) -> None:
+    """Makes a weight file without pickle that fits a trunk; nothing in FILE is executed."""
+    from sccam.nets.convert import import_weights
+
+    done = import_weights(file, out, backbone)
+    print(f"{done.path}: {done.tensors} tensors, {done.parameters / 1e6:.1f} million numbers, all of {backbone}'s")
+    print(f"sha256 {done.sha256}")
+    print(f'use it with --set network.backbone={backbone} --set "network.weights={done.path}"')
