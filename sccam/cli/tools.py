@@ -1,7 +1,8 @@
-"""Commands about the installation and about weights: doctor, weights import."""
+"""Commands about the installation and about weights: doctor, inspect, weights import."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,24 @@ def doctor(
         raise typer.Exit(BackendUnavailable.exit_code)
     if not as_json:
         print("nothing here will fail; notes are about what is not needed for everything")
+
+
+@app.command("inspect")
+def inspect_(
+    file: Annotated[Path, typer.Argument(help="A run, results, .safetensors, .onnx, .engine, .npz, or an image.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Says what FILE is; runs nothing of it."""
+    from sccam.inspection import inspect
+
+    facts = inspect(file)
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    width = max(map(len, facts))
+    for name, text in facts.items():
+        print(f"{name:<{width}}  {text}")
 
 
 @weights_app.command("import")

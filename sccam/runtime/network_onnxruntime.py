@@ -51,6 +51,40 @@ def read_onnx(path: Path) -> bytes:
     return data
 
 
+def onnx_facts(path: Path) -> dict[str, str]:
+    """What a model file says of itself, for a person; nothing of it is run.
+
+    Raises:
+        ModelFileError, BackendUnavailable: as `read_onnx`.
+    """
+    from collections import Counter
+
+    data = read_onnx(path)
+    import onnx
+
+    model = onnx.load_from_string(data)
+
+    def described(values: Any) -> str:
+        found = []
+        for value in values:
+            kind = value.type.tensor_type
+            shape = ", ".join(size.dim_param or str(size.dim_value) for size in kind.shape.dim)
+            found.append(f"{value.name} {onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name} [{shape}]")
+        return "; ".join(found)
+
+    operators = Counter(node.op_type for node in model.graph.node)
+    numbers = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+    return {
+        "operator set": ", ".join(f"{item.domain or 'ai.onnx'} {item.version}" for item in model.opset_import),
+        "made by": f"{model.producer_name} {model.producer_version}".strip(),
+        "inputs": described(model.graph.input),
+        "outputs": described(model.graph.output),
+        "operators": ", ".join(f"{name} {count}" for name, count in operators.most_common()),
+        "numbers": f"{numbers:,}",
+        **{f"says {entry.key}": entry.value.replace("\n", ", ") for entry in model.metadata_props},
+    }
+
+
 def open_onnx(
     path: Path, device: str = "cpu", *, threads: int = 0, features: bool = False, allow_fallback: bool = False
 ) -> OnnxNetwork:
