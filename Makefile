@@ -1,4 +1,5 @@
 # make demo: the whole method on a drawn sample set · make test: the tests · make check: style, types, floors
+# make docs: the documentation as a site, in site/
 # make bench-tables: the tables and pictures of speed, from benchmarks/results
 # The environment is made on first use; PYTHON=python3.12 make demo chooses another interpreter.
 
@@ -7,11 +8,12 @@ BIN := .venv/bin
 READY := .venv/ready
 READY_DEV := .venv/ready-dev
 READY_BENCH := .venv/ready-bench
+READY_DOCS := .venv/ready-docs
 BINDINGS := .venv/tensorrt-bindings
 # apart from the environment: it pins an older numpy, and its brush module needs none of its dependencies
 LABEL_STUDIO := .venv/label-studio-sdk
 
-.PHONY: demo test check bench-tables
+.PHONY: demo test check docs bench-tables
 
 demo: $(READY)
 	@test -f runs/sample/looks.json || $(BIN)/sccam data sample runs/sample
@@ -29,6 +31,11 @@ check: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy sccam tests
 	$(BIN)/lint-imports
+
+docs: $(READY_DOCS)
+	$(BIN)/python docs/settings_page.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 bench-tables: $(READY_BENCH)
 	$(BIN)/python benchmarks/plots.py
@@ -51,4 +58,8 @@ $(READY_DEV): $(READY)
 
 $(READY_BENCH): $(READY)
 	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+$(READY_DOCS): $(READY)
+	@$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 import sccam.cli  # noqa: F401  (hangs the commands on the app)
 from sccam.cli.app import app
+from sccam.stages.segment import SegmentConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -105,3 +107,24 @@ def test_targets_of_make_exist(page):
 def test_python_on_the_pages_is_python(page):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
         compile(block, page.name, "exec")
+
+
+def test_the_page_of_settings_is_that_of_the_code():
+    space = runpy.run_path(str(ROOT / "docs/settings_page.py"))
+    assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == space["page"](), (
+        "run: python docs/settings_page.py"
+    )
+    assert space["comments"](SegmentConfig)["balance"].startswith("of rare labels")
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^ *- (\w+\.md)$", text, re.M))
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_on_the_site_links_into_the_checkout_become_names():
+    changed = runpy.run_path(str(ROOT / "docs/links.py"))["on_page_markdown"]
+    assert changed("[walk.py](../sccam/stages/walk.py) and [its sums](../a/b.md#sums), [here](data.md)") == (
+        "`sccam/stages/walk.py` and its sums (`a/b.md`), [here](data.md)"
+    )
