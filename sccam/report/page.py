@@ -28,6 +28,8 @@ SECTIONS = {
     "summary": "Summary", "gallery": "Images", "clusters": "Sub-categories", "rounds": "Rounds",
     "classes": "Classes", "curves": "Curves", "figures": "All figures",
 }  # fmt: skip
+MARK = "sccam report</title>"  # by which a page of ours is known
+PICTURES = ("tiles", "members")  # folders beside the page
 IMAGES = 200  # of the gallery
 
 
@@ -133,11 +135,13 @@ def _share(value: Any = None) -> str:
 
 def _emptied(out: Path) -> None:
     """Makes the folder; an earlier report is removed, anything else is refused."""
-    if out.exists() and any(out.iterdir()):
-        if not (out / "index.html").exists() and not (out / "tiles").exists():
-            raise RunFolderError("the folder holds other files than a report", where=out, fix="choose an empty --out")
-        for part in ("tiles", "members"):
-            shutil.rmtree(out / part, ignore_errors=True)
+    own = {"index.html", *PICTURES}
+    names = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    page = out / "index.html"
+    if names - own or (page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace")):
+        raise RunFolderError("the folder holds other files than a report", where=out, fix="choose an empty --out")
+    for part in PICTURES:
+        shutil.rmtree(out / part, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
 
 

@@ -156,6 +156,11 @@ def test_a_report_replaces_an_earlier_one_and_no_other_folder(run, tmp_path):
     with pytest.raises(RunFolderError, match="other files"):
         write_report(run, tmp_path / "other", workers=1)
     assert (tmp_path / "other/thesis.txt").exists()
+    (tmp_path / "site/tiles").mkdir(parents=True)
+    (tmp_path / "site/index.html").write_text("<title>my site</title>")
+    with pytest.raises(RunFolderError, match="other files"):
+        write_report(run, tmp_path / "site", workers=1)
+    assert "my site" in (tmp_path / "site/index.html").read_text()
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
