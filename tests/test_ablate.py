@@ -180,6 +180,7 @@ def plan(data: Path) -> Ablation:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # nine small runs
 def test_shared_stages_are_done_once_and_the_result_is_that_of_runs_of_their_own(plan, tmp_path, monkeypatch):
     result = ablate(plan, tmp_path / "out")
     assert result == json.loads((tmp_path / "out/ablation.json").read_text()) and not result["errors"]

@@ -40,5 +40,5 @@ def import_weights(file: Path | str, out: Path | str, backbone: str) -> Imported
     tensors = (net.net if isinstance(net, TimmNet) else net).state_dict()
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(out, tensors, {"backbone": backbone, "made_from": sha256(file)})
+    write_tensors(out, tensors, {"made_from": f"sha256 {sha256(file)}"})  # one entry: their order varies
     return Imported(out, sha256(out), len(tensors), sum(tensor.numel() for tensor in tensors.values()))
