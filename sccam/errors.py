@@ -35,6 +35,10 @@ class SccamError(Exception):
             parts.append(f"  fix    {self.fix}")
         return "\n".join(parts)
 
+    def line(self) -> str:
+        """The error in one line, as one of many: where, what, and what to do."""
+        return ": ".join(part for part in (self.where, self.what) if part) + (f"; {self.fix}" if self.fix else "")
+
 
 class ConfigError(SccamError):
     """A setting is unknown, of the wrong type, or out of range."""

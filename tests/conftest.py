@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from sccam import cli
 
 # Largest allowed |difference| for values of the order of 1. A test that needs another number says why beside it.
 TOLERANCE = MappingProxyType(
@@ -20,6 +23,8 @@ TOLERANCE = MappingProxyType(
         "uint8": 1 / 255,  # one grey level: resizing rounds to the nearest
     }
 )
+
+Cli = Callable[..., tuple[int, str, str]]
 
 # The same examples in every run, and no deadline: a slow shared machine is not a failure.
 settings.register_profile("sccam", derandomize=True, deadline=None)
@@ -36,6 +41,20 @@ def tolerance() -> MappingProxyType[str, float]:
 def rng() -> np.random.Generator:
     """A generator that gives the same numbers in every run."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def sccam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sccam", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sccam import __version__, cli
+from sccam import __version__
 from sccam.cli.printing import LineReporter, duration
 from sccam.config import from_mapping
 from sccam.data.masks import read_mask, write_mask
@@ -23,21 +23,7 @@ from sccam.recipe import RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def sccam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs a command in this process: (exit code, standard output, standard error)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sccam", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+Cli = Callable[..., tuple[int, str, str]]  # the fixture `sccam`
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Commands about images and labels: data sample, data check, data split, labels convert."""
+"""Commands about images and labels: data sample, data import, data check, data split, labels convert."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from sccam.cli.app import FAILED_INPUTS, Verbose, data_app, labels_app
-from sccam.cli.printing import CountReporter, print_survey, print_table
+from sccam.cli.printing import CountReporter, FirstErrors, print_imported, print_survey, print_table
 from sccam.errors import DataError
 
 
@@ -28,6 +28,51 @@ def sample(
     started = time.monotonic()
     draw_sample(out, seed=seed) if images is None else draw_sample(out, images=images, seed=seed)
     print(f"drew the sample set into {out} in {time.monotonic() - started:.1f} s")
+
+
+@data_app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A COCO, Label Studio or CSV file; a VOC or class folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or absent.")],
+    from_: Annotated[
+        str | None, typer.Option("--from", help="coco, labelstudio, voc, csv or folder; by default what lies there.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, where it is not that of SOURCE.")] = None,
+    val: Annotated[Path | None, typer.Option(help="A second source, whose images become val.txt.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Class names, one a line: only these, in this order.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Of a CSV file, if its name is unusual.")] = None,
+    tag_column: Annotated[str | None, typer.Option(help="The same for the tags.")] = None,
+    separator: Annotated[str, typer.Option(help="Between the tags of a cell; by default ; and | and commas.")] = "",
+    negatives: Annotated[
+        bool, typer.Option("--negatives", help="Keep images without any of the classes, as examples of none.")
+    ] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Masks as well; they are for measuring only.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the images, where hard links would do.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Makes a folder for `sccam train` from tags in another program's format; bad entries are listed."""
+    from sccam.importing import Columns, import_tags
+
+    reporter, errors = CountReporter(quiet=as_json), FirstErrors()
+    done = import_tags(
+        source,
+        out,
+        from_=from_,
+        val=val,
+        images=images,
+        classes=classes,
+        columns=Columns(image_column, tag_column, separator),
+        negatives=negatives,
+        masks=masks,
+        copy=copy,
+        on_error=errors,
+        on_progress=reporter.progress,
+    )
+    errors.close()
+    print(json.dumps(done.as_dict(), indent=2, ensure_ascii=False)) if as_json else print_imported(done)
+    if done.failed:
+        raise typer.Exit(FAILED_INPUTS)
 
 
 @data_app.command("check")
@@ -103,7 +148,7 @@ def convert_labels(
     verbose: Verbose = False,
 ) -> None:
     """Writes the labels at SOURCE to OUT in another format; bad inputs are listed, the rest is converted."""
-    from sccam.labels.convert import convert, error_line, parse_values
+    from sccam.labels.convert import convert, parse_values
     from sccam.labels.items import DEFAULT_TOLERANCE, Layout
 
     moved = DEFAULT_TOLERANCE if tolerance is None else tolerance
@@ -119,7 +164,7 @@ def convert_labels(
         values=parse_values(map_ or ()),
         layout=layout,
         overwrite=overwrite,
-        on_error=lambda error: print(error_line(error), file=sys.stderr),
+        on_error=lambda error: print(error.line(), file=sys.stderr),
         on_progress=reporter.progress,
     )
     print(json.dumps(done.as_dict(), indent=2) if as_json else done.line())

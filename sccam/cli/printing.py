@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sccam.errors import SccamError
+
+if TYPE_CHECKING:
+    from sccam.importing import Imported
 
 
 class CountReporter:
@@ -28,6 +33,25 @@ class CountReporter:
         """A line of its own."""
         if not self.quiet:
             print(text, file=sys.stderr)
+
+
+class FirstErrors:
+    """Failed entries on the error stream: the first as they come, of the others how many."""
+
+    SHOWN = 20
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, error: SccamError) -> None:
+        self.count += 1
+        if self.count <= self.SHOWN:
+            print(error.line(), file=sys.stderr)
+
+    def close(self) -> None:
+        """Tells how many were not shown."""
+        if self.count > self.SHOWN:
+            print(f"... and {self.count - self.SHOWN} more", file=sys.stderr)
 
 
 class LineReporter:
@@ -176,6 +200,30 @@ def print_survey(found: Any) -> None:
     print(f"{count} faults: sccam train refuses this folder" if count else "no fault: sccam train takes this folder")
 
 
+def print_imported(done: Imported) -> None:
+    """What `sccam data import` wrote, and what to do next."""
+    rows = [[name, *map(str, counts)] for name, counts in [*done.classes.items(), ("images", done.images)]]
+    columns = [n for n in (1, 2, 3) if any(row[n] != "0" for row in rows)]
+    names = {1: "train", 2: "val", 3: "in no list"}
+    print_table("", ["class", *(names[n] for n in columns)], [[row[0], *(row[n] for n in columns)] for row in rows])
+    if done.masks:
+        print(f"{done.masks} masks, for measuring only")
+    if done.copied:
+        print(f"{done.copied} images were copied, because they could not be linked or --copy was given")
+    if done.untagged:
+        print(f"{done.untagged} images carry none of the classes (kept as negatives, or left out without --negatives)")
+    if done.other_tags:
+        shown = ", ".join(f"{name} ({count})" for name, count in list(done.other_tags.items())[:5])
+        print(f"not among the classes: {shown}{', ...' if len(done.other_tags) > 5 else ''}")
+    if done.unseen:
+        print(f"left out, no training image shows them: {', '.join(done.unseen)}")
+    if done.hint:
+        print(f"note  {done.hint}")
+    if done.failed:
+        print(f"{done.failed} entries failed")
+    print(f"next: sccam data check {done.out}")
+
+
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -186,4 +234,4 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     width = None if sys.stdout.isatty() else 120  # a pipe has no width of its own
-    Console(width=width).print(table)
+    Console(width=width, markup=False, emoji=False).print(table)  # a class may be called [red] or :bee:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sccam.data.checks import check_classes, check_mask_sizes, check_names, everywhere
@@ -54,7 +54,7 @@ def read_folder(
     if not root.is_dir():
         raise DataError("no such folder", where=root, fix="give the folder that holds the images")
     image_root = root / "images" if (root / "images").is_dir() else root
-    images = _find_images(image_root)
+    images = find_images(image_root, _NOT_IMAGES if image_root == root else frozenset())
     classes_path = Path(classes_file) if classes_file else root / "classes.txt"
     classes = read_classes(classes_path) if classes_file or classes_path.is_file() else None
 
@@ -103,11 +103,15 @@ def read_classes(path: Path | str) -> tuple[str, ...]:
     return classes
 
 
-def _find_images(image_root: Path) -> dict[str, Path]:
-    """Image id -> file, sorted by path; two files that differ in the suffix only keep it in their ids."""
+def find_images(image_root: Path, leave_out: Collection[str] = ()) -> dict[str, Path]:
+    """Image id -> file, sorted by path; two files that differ in the suffix only keep it in their ids.
+
+    Folders of the names `leave_out` directly below `image_root` are no images, and hidden ones nowhere are.
+    """
     found: list[Path] = []
     for folder, folders, files in os.walk(image_root):  # links to folders are not followed, so no loop is endless
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in _NOT_IMAGES]
+        unwanted = leave_out if Path(folder) == image_root else ()
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in unwanted]
         found += [Path(folder, name) for name in files if not name.startswith(".") and _is_image(name)]
     found.sort()
     if not found:

@@ -129,7 +129,7 @@ def read(path: Path, images: Path | None = None) -> Found:
         DataError: it is not such a file, with the line, or its categories are wrong.
     """
     contents = _contents(path)
-    classes, labels = _categories(contents.categories, path)
+    classes, labels = categories_of(contents.categories, path)
     return Found(classes, _items(path, contents, labels))
 
 
@@ -169,7 +169,7 @@ def _note(contents: _Contents, value: Any, first: int, count: int, path: Path) -
     contents.count.append(count)
 
 
-def _categories(categories: list[Any], path: Path) -> tuple[tuple[str, ...], dict[Any, int]]:
+def categories_of(categories: list[Any], path: Path) -> tuple[tuple[str, ...], dict[Any, int]]:
     """The classes in the order of the file, and the label of each category; one named background is label 0."""
     names: list[str] = []
     labels: dict[Any, int] = {}

@@ -13,9 +13,7 @@ A bad input becomes an error and the rest goes on; an output is there whole or n
 from __future__ import annotations
 
 import errno
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sccam.artifacts import replacing_folder
 from sccam.data.checks import check_names
 from sccam.data.folder import read_classes
 from sccam.data.masks import check_mask
@@ -234,11 +233,6 @@ def parse_values(texts: Sequence[str]) -> dict[int, int]:
     return found
 
 
-def error_line(error: SccamError) -> str:
-    """An input that failed, in one line: where, what, and what to do."""
-    return ": ".join(part for part in (error.where, error.what) if part) + (f"; {error.fix}" if error.fix else "")
-
-
 def _format(name: str) -> Format:
     if name not in FORMATS:
         raise ConfigError(f"no format {name!r}", why=nearest(name, FORMATS), fix=f"choose from {', '.join(FORMATS)}")
@@ -320,31 +314,9 @@ def _output(out: Path, folder: bool) -> Iterator[Path]:
     """Where to write: a file itself, which its writer replaces, or a folder beside that is renamed in the end."""
     try:
         if folder:
-            with _replacing_folder(out) as temporary:
+            with replacing_folder(out) as temporary:
                 yield temporary
         else:
             yield out
     except KeyboardInterrupt:
         raise Interrupted("interrupted; nothing was written", where=out) from None
-
-
-@contextmanager
-def _replacing_folder(out: Path) -> Iterator[Path]:
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if out.exists():
-            os.replace(out, old)
-        try:
-            os.replace(temporary, out)
-        except OSError:
-            if old.exists():
-                os.replace(old, out)
-            raise
-    except OSError as error:
-        raise ResourceError(f"cannot write: {error.strerror}", where=out, fix="choose another output") from error
-    finally:
-        for left in (temporary, old):
-            shutil.rmtree(left, ignore_errors=True)

@@ -125,7 +125,8 @@ def read(path: Path, images: Path | None = None) -> Found:
     return Found(classes, _items(path, {name: c for c, name in enumerate(classes, 1)}, images))
 
 
-def _tasks(path: Path) -> Iterator[Any]:
+def tasks_of(path: Path) -> Iterator[Any]:
+    """The tasks of an export, one at a time; DataError with its line where it is no list."""
     with JsonParts(path) as parts:
         for task, _, _ in parts.array():
             yield task
@@ -136,7 +137,7 @@ def _tasks(path: Path) -> Iterator[Any]:
 def _named(path: Path) -> tuple[str, ...]:
     """The classes that regions name. What is wrong with a task is told when it is converted."""
     names: set[str] = set()
-    for task in _tasks(path):
+    for task in tasks_of(path):
         try:
             names |= {_label(result, "") for result in _regions(task, "")}
         except DataError:
@@ -146,7 +147,7 @@ def _named(path: Path) -> tuple[str, ...]:
 
 def _items(path: Path, labels: dict[str, int], images: Path | None) -> Iterator[Labelled | DataError]:
     names = Names()
-    for number, task in enumerate(_tasks(path), 1):
+    for number, task in enumerate(tasks_of(path), 1):
         try:
             yield _item(task, f"{path}: task {number}", labels, images, names)
         except DataError as error:
@@ -154,9 +155,9 @@ def _items(path: Path, labels: dict[str, int], images: Path | None) -> Iterator[
 
 
 def _item(task: Any, where: str, labels: dict[str, int], images: Path | None, names: Names) -> Labelled:
-    found = list(_regions(task, where))
+    found = _regions(task, where)
     data = task["data"] if isinstance(task.get("data"), dict) else {}
-    image = _file(data, where)
+    image = file_of(data, where)
     wish = safe_name(data[NAME_KEY], where) if NAME_KEY in data else stem(image)
     index = np.zeros(_size(found, data, image, images, where), np.uint8)
     for number, result in enumerate(found, 1):
@@ -172,8 +173,12 @@ def _item(task: Any, where: str, labels: dict[str, int], images: Path | None, na
     return Labelled(names.free(wish, image), image, index, where)
 
 
-def _regions(task: Any, where: str) -> Iterator[dict[str, Any]]:
-    """The regions of a task; results of other kinds, such as choices, are no regions."""
+def results_of(task: Any, where: str) -> list[dict[str, Any]]:
+    """What people said of a task: of its first annotation that was not cancelled, else of its first prediction.
+
+    Raises:
+        DataError: it is no task, or its annotations are no lists.
+    """
     if not isinstance(task, dict):
         raise DataError("not a task", where=where)
     for key in ("annotations", "predictions"):
@@ -186,8 +191,13 @@ def _regions(task: Any, where: str) -> Iterator[dict[str, Any]]:
             results = one.get("result") or []
             if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
                 raise DataError("a result is no list of regions", where=where)
-            yield from (result for result in results if "original_width" in result)
-            return
+            return results
+    return []
+
+
+def _regions(task: Any, where: str) -> list[dict[str, Any]]:
+    """The regions of a task; results of other kinds, such as choices, are no regions."""
+    return [result for result in results_of(task, where) if "original_width" in result]
 
 
 def _label(result: dict[str, Any], where: str) -> str:
@@ -237,7 +247,7 @@ def _size(
     return image_size(images / file)
 
 
-def _file(data: dict[str, Any], where: str) -> str:
+def file_of(data: dict[str, Any], where: str) -> str:
     """The image of a task as a relative file: what `?d=` names, or the path of its address."""
     reference = data.get("image")
     if not isinstance(reference, str):
