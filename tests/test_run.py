@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sccam import cli
 from sccam.artifacts import RunFolder, read_arrays, read_json, read_weights_with_manifest, sha256
@@ -32,10 +33,12 @@ from sccam.data.masks import read_mask
 from sccam.data.sample import draw_sample
 from sccam.errors import DataError, MaskError, RunFolderError
 from sccam.measure import ids_checksum
+from sccam.report.overview import GAP, TILE, overview_rows
 from sccam.run import plan, train
 from sccam.runtime.backends import Backends
 from sccam.structures import Dataset, TaggedImages
 from sccam.training import Silent
+from sccam.training.segmenter import SHOWN
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERRIDES = [
@@ -458,6 +461,17 @@ def test_without_masks_a_run_finishes_all_the_same(without_masks):
     assert read_json(without_masks.folder / "run.json")["status"] == "finished"
 
 
+def test_without_masks_some_images_are_segmented_to_be_looked_at(without_masks, dataset):
+    folder = RunFolder(without_masks.folder)
+    for part in (dataset.train, dataset.val):
+        made = [id for id in part.ids if folder.prediction(part.split, id).exists()]
+        assert len(made) >= min(SHOWN, len(part))
+    shown = {dataset.train.ids[n] for n in overview_rows(dataset)}
+    assert all(folder.prediction("train", id).exists() for id in shown)
+    with Image.open(without_masks.folder / "overview.png") as picture:
+        assert picture.width == GAP + 5 * (TILE + GAP)  # no column for the masks that are not there
+
+
 def test_with_and_without_masks_the_weights_and_labels_are_the_same_bytes(whole, without_masks, dataset):
     assert digests(without_masks.folder) == digests(whole.folder)
     for id in dataset.train.ids:
@@ -479,6 +493,7 @@ import torch
 from sccam import fit
 from sccam.run import train
 from sccam.training import Silent
+from sccam.training.segmenter import SHOWN
 
 class Killer(Silent):
     def stage(self, name):

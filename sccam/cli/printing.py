@@ -133,14 +133,15 @@ def print_scores(scores: dict[str, Any], folder: Path) -> None:
                 percent(row["f_score"]),
             ]
         )
-    print_table("", ["stage", "column", "setting", "split", "images", "tags given", "mIoU", "F"], rows)
+    if rows:
+        print_table("", ["stage", "column", "setting", "split", "images", "tags given", "mIoU", "F"], rows)
     total = sum(scores["seconds"].values())
     memory = scores["peak_memory_mb"]
     print(f"{duration(total)} in all" + (f", peak memory {memory:.0f} MB" if memory else ""))
-    print(f"picture       {folder / 'overview.png'}")
-    print(f"scores        {folder / 'scores.json'}")
-    print(f"pseudo labels {folder / 'pseudo_labels'}")
-    print(f"segmenter     {folder / 'segmenter.safetensors'}")
+    for name in ("overview.png", "scores.json", "pseudo_labels", "segmenter.safetensors"):
+        if (folder / name).exists():  # a run may end before
+            print(f"{name.partition('.')[0].replace('_', ' '):13} {folder / name}")
+    print(f"next: sccam report {folder}")
 
 
 def print_results(table: list[Any], ceilings: dict[str, float]) -> None:

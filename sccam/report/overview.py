@@ -1,7 +1,7 @@
 """One picture of a run: a few images, and beside each what every stage made of it.
 
 Columns: image | activation map of the last round | walked scores | pseudo label | segmenter's mask | true mask.
-A column whose files are not there yet, or an image without a true mask, is left grey.
+A tile whose file is not there is left grey; a column of nothing but such tiles is left out.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from sccam.stages.affinity_labels import AFFINITY_STRIDE
 from sccam.stages.walk import upsample
 from sccam.structures import ByteArray, Dataset, FloatArray
 
+ROWS = 6  # images
 TILE = 200  # [px] longer side of a picture
 GAP = 8  # [px]
 CAPTION = 24  # [px]
 PAPER, INK, ABSENT = (255, 255, 255), (40, 40, 40), (225, 225, 225)
 
 
-def write_overview(folder: RunFolder, dataset: Dataset, config: RunConfig, *, rows: int = 6) -> Path:
+def write_overview(folder: RunFolder, dataset: Dataset, config: RunConfig, *, rows: int = ROWS) -> Path:
     """Writes the picture of up to `rows` training images into the run folder, as overview.png."""
     images, last = dataset.train, config.last_round
     sheet = _Sheet(("image", "activation map", "after the walk", "pseudo label", "segmenter", "true mask"))
-    for n in _spread(dataset, rows):
+    for n in overview_rows(dataset, rows):
         id, image = images.ids[n], read_image(images.paths[n])
         tiles: list[ByteArray | None] = [image, None, None]
         if (file := folder.activation_map(last, id)).exists():
@@ -72,16 +73,17 @@ class _Sheet:
         self.rows.append((caption, [None if tile is None else _thumbnail(tile) for tile in tiles]))
 
     def picture(self) -> Image.Image:
+        there = [column for column in range(len(self.titles)) if any(tiles[column] for _, tiles in self.rows)]
         heights = [max([tile.height for tile in tiles if tile] or [TILE]) for _, tiles in self.rows]
-        width = GAP + len(self.titles) * (TILE + GAP)
+        width = GAP + len(there) * (TILE + GAP)
         sheet = Image.new("RGB", (width, 2 * GAP + CAPTION + sum(h + CAPTION + GAP for h in heights)), PAPER)
         draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
-        for column, title in enumerate(self.titles):
-            draw.text((GAP + column * (TILE + GAP), GAP), title, INK, font=font)
+        for place, column in enumerate(there):
+            draw.text((GAP + place * (TILE + GAP), GAP), self.titles[column], INK, font=font)
         y = GAP + CAPTION
         for (caption, tiles), height in zip(self.rows, heights, strict=True):
-            for column, tile in enumerate(tiles):
-                x = GAP + column * (TILE + GAP)
+            for place, column in enumerate(there):
+                x, tile = GAP + place * (TILE + GAP), tiles[column]
                 if tile is None:
                     draw.rectangle((x, y, x + TILE - 1, y + height - 1), ABSENT)
                 else:
@@ -97,8 +99,11 @@ def _thumbnail(tile: ByteArray) -> Image.Image:
     return Image.fromarray(tile).resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
 
 
-def _spread(dataset: Dataset, most: int) -> list[int]:
-    """Rows of the training list: an image with several tags first, then one of each class, in the order of classes."""
+def overview_rows(dataset: Dataset, most: int = ROWS) -> list[int]:
+    """The images of the picture, as rows of the training list.
+
+    One with several tags first, then one of each class in the order of classes.
+    """
     present = dataset.train.labels.present
     chosen = [int(np.argmax(present.sum(axis=1)))]
     for c in range(present.shape[1]):

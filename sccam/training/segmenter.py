@@ -1,5 +1,5 @@
 """The segmenter: DeepLab learns the pseudo labels, where it is wanted its own masks after that, and then predicts
-without tags where its masks can be measured."""
+without tags: where its masks can be measured, and some images of lists where they cannot, to look at."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from sccam.data.batches import TrainingBatch
 from sccam.data.images import read_image
 from sccam.data.masks import read_mask, write_mask
 from sccam.nets.deeplab import DeepLab
+from sccam.report.overview import overview_rows
 from sccam.runtime.labeler import own_label_job, refine_job
 from sccam.runtime.network_torch import segmentation_scores
 from sccam.stages.pseudo_label import sharpened
 from sccam.stages.segment import prior_shift, segmentation_loss
 from sccam.structures import IGNORE, ByteArray, TaggedImages
 from sccam.training.context import RunContext
+
+SHOWN = 24  # images that are predicted of a list without true masks
 
 
 def train_segmenter(run: RunContext) -> None:
@@ -100,16 +103,16 @@ def _learn(run: RunContext, stage: str, net: DeepLab, label_of: Callable[[str], 
 
 
 def predict(run: RunContext) -> None:
-    """The segmenter's masks where they can be measured, without tags; and with a CRF behind it."""
+    """The segmenter's masks, without tags, where they can be measured and of some more to look at; and with a CRF."""
     net = run.load(run.folder.weights("segmenter"))
     assert isinstance(net, DeepLab)
     scores_of = segmentation_scores(net, run.compute, run.config.segment.long_side)
     with_crf = run.config.measure.crf_at_test
     items = [
-        (path, id, part.split)
+        (part.paths[n], part.ids[n], part.split)
         for part in segmented_parts(run)
-        for path, id in zip(part.paths, part.ids, strict=True)
-        if id in run.dataset.masks.paths and not run.folder.prediction(part.split, id, crf=with_crf).exists()
+        for n in _predicted(run, part)
+        if not run.folder.prediction(part.split, part.ids[n], crf=with_crf).exists()
     ]
 
     def jobs() -> Iterator[tuple[Any, ...]]:
@@ -122,6 +125,16 @@ def predict(run: RunContext) -> None:
                 yield path, probabilities, out, run.config.measure.crf, run.backends
 
     run.jobs(refine_job, jobs(), len(items))
+
+
+def _predicted(run: RunContext, part: TaggedImages) -> list[int]:
+    """Rows of a list: those with true masks; of a list without any, some that the picture and the report show."""
+    measured = [n for n, id in enumerate(part.ids) if id in run.dataset.masks.paths]
+    if measured or not len(part):
+        return measured
+    first = overview_rows(run.dataset) if part is run.dataset.train else []
+    spread = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).astype(int).tolist()
+    return list(dict.fromkeys([*first, *spread]))
 
 
 def segmented_parts(run: RunContext) -> list[TaggedImages]:
