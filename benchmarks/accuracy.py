@@ -1,4 +1,4 @@
-"""What each lever gains: results/accuracy.json from finished ablations, and the tables of docs/accuracy.md from that.
+"""What each lever gains: results/accuracy.json from finished ablations; from that docs/accuracy.md and README's table.
 
     python benchmarks/accuracy.py --restore photographs=OUT        # seeds measured before: sccam ablate skips them
     sccam ablate benchmarks/ablations/photographs.toml --data PHOTOS --out OUT
@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench_photos import LIBRARIES, replace_between
 from kept_runs import finished, keep, restore
+from pages import LIBRARIES, replace_between
 
 from sccam.artifacts import read_json, write_json
 from sccam.bench.machine import commit, device_name
@@ -27,7 +27,15 @@ RESULT = HERE / "results" / "accuracy.json"
 KEPT = HERE / "results" / "accuracy"
 PAGE = HERE.parent / "docs" / "accuracy.md"
 TITLES = {"photographs": "Photographs", "drawn": "The drawn set"}
+README = HERE.parent / "README.md"
 BEGIN, END = "<!-- accuracy tables: begin -->", "<!-- accuracy tables: end -->"
+SUMMARY = ("photographs", "<!-- photographs table: begin -->", "<!-- photographs table: end -->")
+SHOWN = {  # rows of README's table
+    "published": "the paper's settings and its rounds, K = 10",
+    "k-3-whole": "our settings, three rounds, K = 3",
+    "no-rounds": "our settings, no rounds, 12 epochs",
+    "shipped": "**`-c photos`**: no rounds, 48 epochs, balanced segmenter",
+}
 COLUMNS = {  # of the tables: (stage, column, split) of a row
     "maps": ("maps", "image_only", "train"),
     "maps, best threshold": ("maps", "oracle", "train"),
@@ -58,6 +66,8 @@ def main() -> None:
     if not arguments.restore:
         write_json(RESULT, {"schema": 1, "sets": sets})
         replace_between(PAGE, BEGIN, END, "\n\n".join(section(name, found) for name, found in sets.items()))
+        name, begin, end = SUMMARY
+        replace_between(README, begin, end, summary(sets[name]))
 
 
 def measured(name: str, out: Path) -> dict[str, Any]:
@@ -93,6 +103,21 @@ def section(name: str, found: dict[str, Any]) -> str:
         parts.append(hidden_table(found["variants"]))
     settings = "\n".join(f"- `{key}`: {_settings(variant['settings'])}" for key, variant in found["variants"].items())
     return "\n\n".join([*parts, "Settings:", settings])
+
+
+def summary(found: dict[str, Any]) -> str:
+    """The few rows that a reader wants first, without differences; the ceiling last."""
+    columns = {title: key for title, key in COLUMNS.items() if key[1] in CHOSEN}
+    head = ["", "seeds", *columns]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for name, words in SHOWN.items():
+        variant = found["variants"][name]
+        rows = {(row["stage"], row["column"], row["split"]): {**row, "difference": None} for row in variant["rows"]}
+        cells = [_cell(rows.get(key)) for key in columns.values()]
+        lines.append(f"| {words} | {len(variant['seeds'])} | {' | '.join(cells)} |")
+    unseen = {row["name"]: row for row in found["references"] if row["split"] == "val"}
+    ceiling = [_cell({**unseen[f"supervised {stage}"], "difference": None}) for stage in ("segmenter", "segmenter+crf")]
+    return "\n".join([*lines, f"| trained on true masks | | | | | {' | '.join(ceiling)} |"])
 
 
 def goal_table(found: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import onnx
 import tensorrt_rtx
 import torch
-from bench_photos import replace_between
+from pages import replace_between
 
 from sccam.artifacts import RunFolder
 from sccam.bench import networks

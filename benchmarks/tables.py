@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench_photos import replace_between
 from measured import Device, Headline, Row, devices, headlines, images_a_second, met
+from pages import replace_between
 
 from sccam.bench import exponents
 

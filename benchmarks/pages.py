@@ -1,0 +1,14 @@
+"""What the scripts here share: replacing a table of a page, and the libraries that a result names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LIBRARIES = ("torch", "timm", "scikit-learn", "pydensecrf2", "numpy")
+
+
+def replace_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what stands between two marks of a page."""
+    before, rest = page.read_text(encoding="utf-8").split(begin, 1)
+    after = rest.split(end, 1)[1]
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
