@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -335,3 +340,40 @@ def test_the_command_prints_a_table_and_ends_with_5_where_a_variant_failed(data,
         cli.main()
     printed = capsys.readouterr()
     assert ended.value.code == 5 and "plain" in printed.out and "the loss became nan" in printed.err
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_two_jobs_it_goes_on_and_does_nothing_twice(data, tmp_path):
+    """SIGKILL for the command and its workers, when some stages are finished and others are not."""
+    maps = [*TINY, "run.until=maps"]
+    variants = {"plain": [*maps, "classify.rounds=0"], "two": maps}
+    lines = "\n".join(f"{name} = {json.dumps(settings)}" for name, settings in variants.items())
+    file = write(tmp_path / "a.toml", f'data = "{data}"\nconfig = "demo"\nseeds = [0, 1]\n[variants]\n{lines}\n')
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sccam", "ablate", str(file), "--out", str(out), "--jobs", "2"]
+
+    def finished() -> list[tuple[str, str]]:
+        """Every stage of every run that is finished."""
+        states = [(str(path.parent), read_json(path)) for path in out.glob("runs/*/seed*/run.json")]
+        return [(run, stage) for run, state in states for stage in state.get("finished", {})]
+
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while len(finished()) < 5 and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = {(run, stage): state_of(Path(run), stage) for run, stage in finished()}
+    assert 5 <= len(before) < 16 and not (out / "ablation.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = read_json(out / "ablation.json")
+    assert all(variant["seeds"] == [0, 1] and variant["rows"] for variant in result["variants"].values())
+    assert {(run, stage): state_of(Path(run), stage) for run, stage in before} == before
+
+
+def state_of(run: Path, stage: str) -> tuple[Any, list[int]]:
+    """What run.json says of a finished stage, and when its files were last written."""
+    patterns = () if stage == "data" or stage.startswith("scores") else stage_files(stage)
+    files = [path for pattern in patterns for path in sorted(run.glob(pattern))]
+    return read_json(run / "run.json")["finished"][stage], [path.stat().st_mtime_ns for path in files]
