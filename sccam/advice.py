@@ -13,6 +13,7 @@ from sccam.recipe import RunConfig
 from sccam.structures import Dataset
 
 FEW_A_CLUSTER = 8  # images; fewer, and a sub-category is a handful of single images
+ROWS_A_COMPONENT = 4  # features for each component that is whitened; with fewer, clusters no longer found drawn looks
 FEW_VIEWS, MANY_VIEWS = 200, 4000  # of a class in a round
 UNEQUAL = 10.0  # images of the largest class over those of the smallest
 COARSE = 7  # cells along a side of the map in training
@@ -37,15 +38,23 @@ def _clusters(counts: np.ndarray, names: tuple[str, ...], settings: RunConfig) -
     cluster = settings.cluster
     if settings.classify.rounds == 0 or cluster.k == 1:
         return []
+    found = []
+    rows = int(counts.sum() if cluster.pool == "map" else counts.max())
+    if cluster.whiten * ROWS_A_COMPONENT > rows:
+        found.append(
+            f"{cluster.whiten} whitened components of {rows} features are mostly noise, made as large as the rest. Try "
+            f"cluster.whiten={rows // (ROWS_A_COMPONENT + 1)}."
+        )
     most = np.maximum(1, np.minimum(cluster.k, counts // cluster.min_size))
     few = np.flatnonzero((counts / most < FEW_A_CLUSTER) & (most > 1))
     if not len(few):
-        return []
+        return found
     worst = few[np.argmin(counts[few])]
     return [
+        *found,
         f"{len(few)} of {len(names)} classes have fewer than {FEW_A_CLUSTER} images a sub-category, the least "
         f"{names[worst]!r}: {counts[worst]} images for {most[worst]}. Try cluster.min_size={FEW_A_CLUSTER}, or fewer: "
-        f"cluster.k={max(1, int(np.median(counts)) // FEW_A_CLUSTER)}."
+        f"cluster.k={max(1, int(np.median(counts)) // FEW_A_CLUSTER)}.",
     ]
 
 

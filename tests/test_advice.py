@@ -50,6 +50,13 @@ def test_few_images_a_cluster_and_few_views_are_named_with_a_setting(dataset_of)
     assert "60 views of 'b'" in views[0] and "classify.epochs=[40]" in views[0]
 
 
+def test_more_whitened_components_than_the_features_bear_are_named(dataset_of):
+    whitened = ("cluster.pool=map", "cluster.whiten=32")
+    (line,) = lines(dataset_of(tags(40, 30)), *whitened)
+    assert "32 whitened components of 70 features" in line and "cluster.whiten=14" in line
+    assert lines(dataset_of(tags(70, 70)), *whitened) == []
+
+
 def test_classes_that_never_part_unequal_classes_and_no_background_are_named(dataset_of):
     present = tags(30, 40)
     present[:30, 1] = True

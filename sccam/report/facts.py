@@ -138,11 +138,12 @@ def k_ablation(path: Path | None) -> list[tuple[str, str]]:
     if path is None:
         return []
     result = read_json(path / "ablation.json" if path.is_dir() else path)
+    clusters = {name: _only_k(variant["settings"]) for name, variant in result["variants"].items()}
+    if 1 not in clusters.values():  # no rounds are the next best
+        clusters[result["baseline"]] = 1
     points = []
     for name, variant in result["variants"].items():
-        k = _only_k(variant["settings"])
-        if name == result["baseline"]:
-            k = 1
+        k = clusters[name]
         row = next((r for r in variant["rows"] if (r["stage"], r["column"]) == ("maps", "image_only")), None)
         if k is not None and row is not None:
             points.append((float(k), row["mean"], f"{name}: {row['mean']:.1f}"))

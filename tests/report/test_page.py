@@ -178,6 +178,10 @@ def test_the_curve_over_k_takes_variants_that_change_nothing_else(tmp_path):
     write_json(tmp_path / "ablation.json", {"baseline": "plain", "variants": variants})
     ((title, drawing),) = k_ablation(tmp_path)
     assert "clusters of a class" in title and drawing.count("<circle") == 3 and "ten: 52.5" in drawing
+    variants["one"] = {**variants["plain"], "settings": ["cluster.k=1", "run.until=maps"]}
+    write_json(tmp_path / "ablation.json", {"baseline": "plain", "variants": variants})
+    ((_, drawing),) = k_ablation(tmp_path)
+    assert "one: " in drawing and "plain: " not in drawing  # rounds with K = 1 are what the others are held against
     assert k_ablation(None) == []
 
 
