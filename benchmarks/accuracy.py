@@ -97,6 +97,7 @@ def section(name: str, found: dict[str, Any]) -> str:
         f"{'; '.join(sorted({place for places in found['where'].values() for place in places}))}.",
         goal_table(found),
         variant_table(found),
+        pair_table(found),
     ]
     if found["references"]:
         parts.append(reference_table(found["references"]))
@@ -193,6 +194,23 @@ def variant_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def pair_table(found: dict[str, Any]) -> str:
+    """Variants against others than the baseline, in what both have."""
+    columns = {title: key for title, key in COLUMNS.items() if key[1] in CHOSEN}
+    lines = []
+    for pair in found["pairs"]:
+        rows = {(row["stage"], row["column"], row["split"]): row["difference"] for row in pair["rows"]}
+        cells = [_change(rows[key]) if key in rows else "" for key in columns.values()]
+        if any(cells):
+            lines.append(f"| `{pair['variant']}` | `{pair['against']}` | {' | '.join(cells)} |")
+    head = ["variant", "against", *columns]
+    return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *lines])
+
+
+def _change(change: dict[str, Any]) -> str:
+    return f"{WORDS[change['word']]} {change['mean']:+.1f}, {change['low']:+.1f} to {change['high']:+.1f}"
+
+
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
@@ -200,7 +218,7 @@ def _cell(row: dict[str, Any] | None) -> str:
     change = row.get("difference")
     if change is None:
         return text
-    return f"{text} ({WORDS[change['word']]} {change['mean']:+.1f}, {change['low']:+.1f} to {change['high']:+.1f})"
+    return f"{text} ({_change(change)})"
 
 
 def reference_table(rows: list[dict[str, Any]]) -> str:
