@@ -68,7 +68,8 @@ def main() -> None:
         write_json(RESULT, {"schema": 1, "sets": sets})
         replace_between(PAGE, BEGIN, END, "\n\n".join(section(name, found) for name, found in sets.items()))
         name, begin, end = SUMMARY
-        replace_between(README, begin, end, summary(sets[name]))
+        if name in sets:
+            replace_between(README, begin, end, summary(sets[name]))
 
 
 def measured(name: str, out: Path) -> dict[str, Any]:
@@ -113,13 +114,17 @@ def summary(found: dict[str, Any]) -> str:
     head = ["", "seeds", *columns]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for name, words in SHOWN.items():
-        variant = found["variants"][name]
+        variant = found["variants"].get(name)
+        if not variant or not variant["seeds"]:
+            continue
         rows = {(row["stage"], row["column"], row["split"]): {**row, "difference": None} for row in variant["rows"]}
         cells = [_cell(rows.get(key)) for key in columns.values()]
         lines.append(f"| {words} | {len(variant['seeds'])} | {' | '.join(cells)} |")
     unseen = {row["name"]: row for row in found["references"] if row["split"] == "val"}
-    ceiling = [_cell({**unseen[f"supervised {stage}"], "difference": None}) for stage in ("segmenter", "segmenter+crf")]
-    return "\n".join([*lines, f"| trained on true masks | | | | | {' | '.join(ceiling)} |"])
+    ceiling = [unseen.get(f"supervised {stage}") for stage in ("segmenter", "segmenter+crf")]
+    if all(ceiling):
+        lines.append(f"| trained on true masks | | | | | {' | '.join(_cell(row) for row in ceiling)} |")
+    return "\n".join(lines)
 
 
 def goal_table(found: dict[str, Any]) -> str:

@@ -29,11 +29,12 @@ from PIL import Image
 from sccam import cli
 from sccam.artifacts import RunFolder, read_arrays, read_json, read_weights_with_manifest, sha256
 from sccam.data import open_dataset
+from sccam.data.examples import example_rows
 from sccam.data.masks import read_mask
 from sccam.data.sample import draw_sample
 from sccam.errors import DataError, MaskError, RunFolderError
 from sccam.measure import ids_checksum
-from sccam.report.overview import GAP, TILE, overview_rows
+from sccam.report.overview import GAP, TILE
 from sccam.run import plan, train
 from sccam.runtime.backends import Backends
 from sccam.structures import Dataset, TaggedImages
@@ -466,7 +467,7 @@ def test_without_masks_some_images_are_segmented_to_be_looked_at(without_masks, 
     for part in (dataset.train, dataset.val):
         made = [id for id in part.ids if folder.prediction(part.split, id).exists()]
         assert len(made) >= min(SHOWN, len(part))
-    shown = {dataset.train.ids[n] for n in overview_rows(dataset)}
+    shown = {dataset.train.ids[n] for n in example_rows(dataset)}
     assert all(folder.prediction("train", id).exists() for id in shown)
     with Image.open(without_masks.folder / "overview.png") as picture:
         assert picture.width == GAP + 5 * (TILE + GAP)  # no column for the masks that are not there

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sccam.artifacts import RunFolder, replacing
+from sccam.data.examples import EXAMPLES, example_rows
 from sccam.data.images import read_image
 from sccam.data.masks import BLEND, coloured, read_mask
 from sccam.recipe import RunConfig
@@ -20,18 +21,17 @@ from sccam.stages.affinity_labels import AFFINITY_STRIDE
 from sccam.stages.walk import upsample
 from sccam.structures import ByteArray, Dataset, FloatArray
 
-ROWS = 6  # images
 TILE = 200  # [px] longer side of a picture
 GAP = 8  # [px]
 CAPTION = 24  # [px]
 PAPER, INK, ABSENT = (255, 255, 255), (40, 40, 40), (225, 225, 225)
 
 
-def write_overview(folder: RunFolder, dataset: Dataset, config: RunConfig, *, rows: int = ROWS) -> Path:
+def write_overview(folder: RunFolder, dataset: Dataset, config: RunConfig, *, rows: int = EXAMPLES) -> Path:
     """Writes the picture of up to `rows` training images into the run folder, as overview.png."""
     images, last = dataset.train, config.last_round
     sheet = _Sheet(("image", "activation map", "after the walk", "pseudo label", "segmenter", "true mask"))
-    for n in overview_rows(dataset, rows):
+    for n in example_rows(dataset, rows):
         id, image = images.ids[n], read_image(images.paths[n])
         tiles: list[ByteArray | None] = [image, None, None]
         if (file := folder.activation_map(last, id)).exists():
@@ -97,16 +97,3 @@ def _thumbnail(tile: ByteArray) -> Image.Image:
     scale = TILE / max(tile.shape[:2])
     size = (max(1, round(tile.shape[1] * scale)), max(1, round(tile.shape[0] * scale)))
     return Image.fromarray(tile).resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
-
-
-def overview_rows(dataset: Dataset, most: int = ROWS) -> list[int]:
-    """The images of the picture, as rows of the training list.
-
-    One with several tags first, then one of each class in the order of classes.
-    """
-    present = dataset.train.labels.present
-    chosen = [int(np.argmax(present.sum(axis=1)))]
-    for c in range(present.shape[1]):
-        candidates = [int(n) for n in np.flatnonzero(present[:, c]) if int(n) not in chosen]
-        chosen += candidates[:1]
-    return chosen[:most]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sccam.data.batches import TrainingBatch
+from sccam.data.examples import example_rows
 from sccam.data.images import read_image
 from sccam.data.masks import read_mask, write_mask
 from sccam.nets.deeplab import DeepLab
-from sccam.report.overview import overview_rows
 from sccam.runtime.labeler import own_label_job, refine_job
 from sccam.runtime.network_torch import segmentation_scores
 from sccam.stages.pseudo_label import sharpened
@@ -132,7 +132,7 @@ def _predicted(run: RunContext, part: TaggedImages) -> list[int]:
     measured = [n for n, id in enumerate(part.ids) if id in run.dataset.masks.paths]
     if measured or not len(part):
         return measured
-    first = overview_rows(run.dataset) if part is run.dataset.train else []
+    first = example_rows(run.dataset) if part is run.dataset.train else []
     spread = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).astype(int).tolist()
     return list(dict.fromkeys([*first, *spread]))
 

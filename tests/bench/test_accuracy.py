@@ -16,6 +16,9 @@ from sccam.artifacts import read_json, write_json
 def accuracy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{module.BEGIN}\n{module.END}\nafter\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("\n".join(("first", *module.SUMMARY[1:], "last\n")))
+    monkeypatch.setattr(module, "README", readme)
     monkeypatch.setattr(module, "RESULT", tmp_path / "accuracy.json")
     monkeypatch.setattr(module, "PAGE", page)
     monkeypatch.setattr(module, "KEPT", tmp_path / "kept")
@@ -41,6 +44,7 @@ def ablation(tmp_path: Path) -> Path:
                        {"round": 1, "nmi": 0.91, "purity": 0.95, "telling": 0.7, "body": 0.8, "outside": 0.05}],
         },
     }  # fmt: skip
+    variants["no-rounds"] = {**variants["plain"], "rows": [row("segmenter", "val", 61.0, "better")]}
     variants["waiting"] = {"settings": [], "seeds": [], "seconds": 0.0, "rows": [], "hidden": []}
     references = [{"name": "all background", "split": "val", "tags_used": False, "mean": 4.5}]
     write_json(tmp_path / "ablation.json", {
@@ -58,6 +62,9 @@ def test_every_figure_of_a_set_is_on_the_page(accuracy, monkeypatch, tmp_path):
     assert "| `plain` | 2 | 50.0 ± 1.2 | 1.5 |" in page
     assert "| `lever` | 1 | 52.0 ± 1.2 (**+** +2.0, +0.5 to +3.5) | 2.0 |" in page
     assert "waiting" not in page
+    readme = accuracy.README.read_text()
+    assert readme.startswith("first\n") and readme.endswith("last\n") and "no rounds, 12 epochs" in readme
+    assert "| 61.0 ± 1.2 |" in readme and "48 epochs" not in readme  # a variant that is not there
     assert "| all background | val | no | 4.5 |" in page
     assert "| `lever` | 0 |  |  | 0.80 | 0.70 | 0.10 |" in page
     assert "| `lever` | 1 | 0.91 | 0.95 | 0.70 | 0.80 | 0.05 |" in page
