@@ -94,7 +94,7 @@ def section(name: str, found: dict[str, Any]) -> str:
     parts = [
         f"## {TITLES.get(name, name)}",
         f"{images['train']} training images, {images['val']} unseen; configuration `{found['config']}`, seeds "
-        f"{', '.join(map(str, seeds))}. Differences are to `{baseline}`. Trained at "
+        f"{', '.join(map(str, seeds))}. Differences are to `{baseline}`. Recorded at "
         f"{'; '.join(sorted({place for places in found['where'].values() for place in places}))}.",
         goal_table(found),
         variant_table(found),
@@ -143,6 +143,8 @@ def goal_table(found: dict[str, Any]) -> str:
         return None
 
     for name in [pair["variant"] for pair in found["pairs"] if pair["against"] == "all-updates"]:
+        if name not in found["variants"] or "cluster.k=1" in found["variants"][name]["settings"]:
+            continue  # nothing measured yet; or a control, with nothing to discover
         change = difference(name, "all-updates", "maps")
         if change and any(row["stage"] == "maps/round3" for row in found["variants"][name]["rows"]):
             what = f"maps of round 3 (`{name}`) over plain maps with as many updates"

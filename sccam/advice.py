@@ -13,7 +13,7 @@ from sccam.recipe import RunConfig
 from sccam.structures import Dataset
 
 FEW_A_CLUSTER = 8  # images; fewer, and a sub-category is a handful of single images
-ROWS_A_COMPONENT = 4  # features for each component that is whitened; with fewer, clusters no longer found drawn looks
+ROWS_A_COMPONENT = 4  # features for each whitened component; with fewer, looks are lost (benchmarks/whitening.py)
 FEW_VIEWS, MANY_VIEWS = 200, 4000  # of a class in a round
 UNEQUAL = 10.0  # images of the largest class over those of the smallest
 COARSE = 7  # cells along a side of the map in training
@@ -25,7 +25,7 @@ def advice(dataset: Dataset, settings: RunConfig) -> list[str]:
     present = dataset.train.labels.present
     counts, names = present.sum(axis=0), dataset.classes
     return [
-        *_clusters(counts, names, settings),
+        *_clusters(present, names, settings),
         *_views(counts, names, settings),
         *_companions(present, names),
         *_balance(counts, names),
@@ -34,12 +34,12 @@ def advice(dataset: Dataset, settings: RunConfig) -> list[str]:
     ]
 
 
-def _clusters(counts: np.ndarray, names: tuple[str, ...], settings: RunConfig) -> list[str]:
-    cluster = settings.cluster
+def _clusters(present: np.ndarray, names: tuple[str, ...], settings: RunConfig) -> list[str]:
+    cluster, counts = settings.cluster, present.sum(axis=0)
     if settings.classify.rounds == 0 or cluster.k == 1:
         return []
     found = []
-    rows = int(counts.sum() if cluster.pool == "map" else counts.max())
+    rows = int(counts.sum()) if cluster.pool == "map" else len(present)
     if cluster.whiten * ROWS_A_COMPONENT > rows:
         found.append(
             f"{cluster.whiten} whitened components of {rows} features are mostly noise, made as large as the rest. Try "

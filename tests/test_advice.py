@@ -55,6 +55,11 @@ def test_more_whitened_components_than_the_features_bear_are_named(dataset_of):
     (line,) = lines(dataset_of(tags(40, 30)), *whitened)
     assert "32 whitened components of 70 features" in line and "cluster.whiten=14" in line
     assert lines(dataset_of(tags(70, 70)), *whitened) == []
+    both = np.ones((70, 2), bool)  # each image gives a feature for either class, but only one without maps
+    both[:35, 1] = False
+    assert not any("whitened" in line for line in lines(dataset_of(np.tile(both, (2, 1))), *whitened))
+    of_images = lines(dataset_of(both), "cluster.whiten=32")
+    assert any("32 whitened components of 70 features" in line for line in of_images)
 
 
 def test_classes_that_never_part_unequal_classes_and_no_background_are_named(dataset_of):

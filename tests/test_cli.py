@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,9 @@ from sccam.config import from_mapping
 from sccam.data.masks import read_mask, write_mask
 from sccam.data.sample import draw_sample
 from sccam.recipe import RunConfig, load_config
+from tests.conftest import Cli
 
 ROOT = Path(__file__).resolve().parent.parent
-
-Cli = Callable[..., tuple[int, str, str]]  # the fixture `sccam`
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ def read_coco(path: Path) -> Tags:
                 (images if key == "images" else categories).extend(value for value, _, _ in parts.array())
             else:
                 parts.value()
+        if parts.peek():
+            raise DataError("not valid JSON: more behind the end", where=path)
     if missing := {"images", "annotations", "categories"} - seen:
         raise DataError(f"not a COCO file: {', '.join(sorted(missing))} are missing", where=path)
     classes, labels = categories_of(categories, path)
@@ -116,6 +119,8 @@ def read_labelstudio(path: Path) -> Tags:
             where = f"{path}: task {number}"
             try:
                 results = labelstudio.results_of(task, where)
+                if results is None:
+                    continue
                 data = task["data"] if isinstance(task.get("data"), dict) else {}
                 named = [name for result in results for name in _names_of(result, where)]
                 yield Tagged(labelstudio.file_of(data, where), tuple(named), where)
@@ -187,10 +192,7 @@ def read_folders(root: Path) -> Tags:
     if not any("/" in file for file in files):
         raise DataError("no folder of images", where=root, fix="make one folder for each class")
     listed = all(list_of(file.split("/")[0]) for file in files)
-    same_size = defaultdict(list)  # only files of one size can be copies
-    for file in files:
-        same_size[os.path.getsize(root / file)].append(file)
-    content = {file: sha256(root / file) for group in same_size.values() if len(group) > 1 for file in group}
+    content = _contents(root, files)
 
     def items() -> Iterator[Tagged | DataError]:
         first: dict[tuple[str | None, str], str] = {}
@@ -205,3 +207,16 @@ def read_folders(root: Path) -> Tags:
             yield Tagged(name, (folders[0],), str(root / file), which)
 
     return Tags(None, items())
+
+
+def _contents(root: Path, files: list[str]) -> dict[str, str]:
+    """The checksum of every file that may be a copy; one that cannot be read is none, and fails when it is placed."""
+    same_size = defaultdict(list)
+    for file in files:
+        with suppress(OSError):
+            same_size[os.path.getsize(root / file)].append(file)
+    found = {}
+    for file in (file for group in same_size.values() if len(group) > 1 for file in group):
+        with suppress(OSError):
+            found[file] = sha256(root / file)
+    return found

@@ -35,7 +35,7 @@ from sccam.importing.formats import ANY_COLUMNS, FORMATS, detect
 from sccam.importing.readers import TEST, TRAIN, VAL, Tagged, Tags
 from sccam.importing.table import Columns
 from sccam.labels.convert import FORMATS as LABEL_FORMATS
-from sccam.structures import BACKGROUND, IGNORE
+from sccam.structures import BACKGROUND, IGNORE, MAX_CLASSES
 
 
 @dataclass(slots=True)
@@ -147,12 +147,12 @@ def import_tags(
     tagged = Counter(tag for image in found.values() for tag in image.tags)
     done.hint = table.spaces_hint(tagged) if format == "csv" and not columns.separator else ""
     names = asked if asked is not None else _in_order(read, tagged)
-    _check_classes(names, tagged, source, classes)
     has_lists = any(image.list is not None for image in found.values())
     seen = {tag for image in found.values() if not has_lists or image.list == TRAIN for tag in image.tags}
     done.unseen = tuple(name for name in names if name not in seen)
     names = tuple(name for name in names if name in seen)
-    done.other_tags = {tag: count for tag, count in tagged.most_common() if tag not in names}
+    _check_classes(names, tagged, source, classes)
+    done.other_tags = {tag: count for tag, count in tagged.most_common() if tag not in {*names, *done.unseen}}
 
     kept: dict[str, _Image] = {}
     for name, image in found.items():
@@ -230,12 +230,18 @@ def _in_order(read: list[Tags], tagged: Counter[str]) -> tuple[str, ...]:
 
 
 def _check_classes(names: tuple[str, ...], tagged: Counter[str], source: object, file: object) -> None:
-    check_names(names, [str(file or source)] * len(names))
-    if not any(name in tagged for name in names):
+    """Refuses what no folder could be trained on: of all that the source names, only what is used is looked at."""
+    if not names:
         shown = ", ".join(name for name, _ in tagged.most_common(5))
         raise DataError(
-            "no image carries any of the classes", where=file or source,
+            "no training image carries any of the classes", where=file or source,
             why=f"the most frequent tags are {shown}" if shown else "no image has a tag",
+        )  # fmt: skip
+    check_names(names, [str(file or source)] * len(names))
+    if len(names) > MAX_CLASSES:
+        raise DataError(
+            f"{len(names)} classes; at most {MAX_CLASSES} fit in an 8-bit mask", where=file or source,
+            fix="list the ones to learn in a file and give it with --classes",
         )  # fmt: skip
 
 

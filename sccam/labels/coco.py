@@ -5,8 +5,7 @@ and use their boxes. `per_class` writes one for each class of an image. Regions 
 polygons with holes joined in by doubled edges. 255 has no place and is left out: it reads back as background.
 
 Annotations may overlap; read as class indices, a later one lies over an earlier one. A file of any size is read
-twice: once for the places of its annotations (some 20 bytes each are kept, and its list of images), then image by
-image.
+twice: once for the places of its images and annotations (some 20 bytes each are kept), then image by image.
 """
 
 from __future__ import annotations
@@ -111,10 +110,11 @@ def regions_of(index: ByteArray, layout: Layout) -> list[Region]:
 
 @dataclass(slots=True)
 class _Contents:
-    """What is kept of a file: all but its annotations, and where those are."""
+    """What is kept of a file: its categories, and where its images and annotations are."""
 
     categories: list[Any] = field(default_factory=list)
-    images: list[Any] = field(default_factory=list)
+    image_first: array[int] = field(default_factory=lambda: array("q"))  # byte of each image
+    image_count: array[int] = field(default_factory=lambda: array("i"))  # bytes
     image_number: dict[Any, int] = field(default_factory=dict)  # by the ids that annotations name, in their order
     image: array[int] = field(default_factory=lambda: array("i"))  # of each annotation, its number
     first: array[int] = field(default_factory=lambda: array("q"))  # byte
@@ -130,6 +130,8 @@ def read(path: Path, images: Path | None = None) -> Found:
     """
     contents = _contents(path)
     classes, labels = categories_of(contents.categories, path)
+    if len(classes) > MAX_CLASSES:
+        raise DataError(f"{len(classes)} categories; at most {MAX_CLASSES} fit in a mask", where=path)
     return Found(classes, _items(path, contents, labels))
 
 
@@ -143,7 +145,9 @@ def _contents(path: Path) -> _Contents:
                 for value, first, count in parts.array():
                     _note(contents, value, first, count, path)
             elif key == "images":
-                contents.images = [value for value, _, _ in parts.array()]
+                for _, first, count in parts.array():
+                    contents.image_first.append(first)
+                    contents.image_count.append(count)
             elif key == "categories":
                 contents.categories = [value for value, _, _ in parts.array()]
             else:
@@ -185,8 +189,8 @@ def categories_of(categories: list[Any], path: Path) -> tuple[tuple[str, ...], d
             continue
         names.append(name)
         labels[key] = len(names)
-    if not names or len(names) > MAX_CLASSES:
-        raise DataError(f"{len(names)} categories; 1 to {MAX_CLASSES} fit in a mask", where=path)
+    if not names:
+        raise DataError("no categories", where=path)
     return tuple(names), labels
 
 
@@ -198,8 +202,10 @@ def _items(path: Path, contents: _Contents, labels: dict[Any, int]) -> Iterator[
     names = Names()
     done = set()
     with path.open("rb") as file:
-        for number, entry in enumerate(contents.images, 1):
+        for number, (first, count) in enumerate(zip(contents.image_first, contents.image_count, strict=True), 1):
             where = f"{path}: image {number}"
+            file.seek(first)
+            entry = json.loads(file.read(count))
             try:
                 key = entry.get("id") if isinstance(entry, dict) else None
                 if not isinstance(key, int | str) or key in done:

@@ -173,8 +173,10 @@ def _item(task: Any, where: str, labels: dict[str, int], images: Path | None, na
     return Labelled(names.free(wish, image), image, index, where)
 
 
-def results_of(task: Any, where: str) -> list[dict[str, Any]]:
+def results_of(task: Any, where: str) -> list[dict[str, Any]] | None:
     """What people said of a task: of its first annotation that was not cancelled, else of its first prediction.
+
+    None where it has neither: nobody has looked at it, which is not the same as seeing nothing.
 
     Raises:
         DataError: it is no task, or its annotations are no lists.
@@ -192,12 +194,12 @@ def results_of(task: Any, where: str) -> list[dict[str, Any]]:
             if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
                 raise DataError("a result is no list of regions", where=where)
             return results
-    return []
+    return None
 
 
 def _regions(task: Any, where: str) -> list[dict[str, Any]]:
     """The regions of a task; results of other kinds, such as choices, are no regions."""
-    return [result for result in results_of(task, where) if "original_width" in result]
+    return [result for result in results_of(task, where) or () if "original_width" in result]
 
 
 def _label(result: dict[str, Any], where: str) -> str:

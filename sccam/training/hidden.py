@@ -19,6 +19,7 @@ from sccam.data.masks import read_mask
 from sccam.data.sample import BODY, TELLING
 from sccam.runtime.labeler import load_map
 from sccam.stages.walk import upsample
+from sccam.structures import BoolArray, IntArray, TaggedImages
 from sccam.training.context import RunContext
 from sccam.training.labels import read_choice
 
@@ -49,20 +50,30 @@ def _clusters(run: RunContext, r: int, looks: dict[str, Any]) -> dict[str, Any]:
         return {}
     arrays = read_arrays(file)
     present, parent = arrays["present"], arrays["parent"]
-    nmi, right, images = [], 0, 0
-    for c, name in enumerate(run.dataset.classes):
+    found = agreement(present, parent, run.train_images, looks)
+    return {name: round(value, 4) for name, value in found.items()} | {"clusters": len(parent)}
+
+
+def agreement(present: BoolArray, parent: IntArray, images: TaggedImages, looks: dict[str, Any]) -> dict[str, float]:
+    """NMI and purity of sub-categories.
+
+    Args:
+        present, parent: of `SubcategoryLabels`, in the order of the images.
+        looks: image id -> its objects, as in looks.json.
+    """
+    nmi, right, counted = [], 0, 0
+    for c, name in enumerate(images.classes):
         own = present[:, parent == c]
         members = np.flatnonzero(own.any(axis=1))
         truth = np.array([
-            next(item["look"] for item in looks[run.train_images.ids[n]] if item["class"] == name) for n in members
+            next(item["look"] for item in looks[images.ids[n]] if item["class"] == name) for n in members
         ])  # fmt: skip
         found = own[members].argmax(axis=1)
         table = np.zeros((own.shape[1], int(truth.max(initial=0)) + 1))
         np.add.at(table, (found, truth), 1)
         nmi.append(normalised_mutual_information(table))
-        right, images = right + int(table.max(axis=1).sum()), images + len(members)
-    return {"nmi": round(float(np.mean(nmi)), 4), "purity": round(right / max(images, 1), 4),
-            "clusters": len(parent)}  # fmt: skip
+        right, counted = right + int(table.max(axis=1).sum()), counted + len(members)
+    return {"nmi": float(np.mean(nmi)), "purity": right / max(counted, 1)}
 
 
 def normalised_mutual_information(table: np.ndarray) -> float:

@@ -97,10 +97,12 @@ def test_goals_are_met_or_missed_by_the_figures_alone(accuracy):
     hidden = [{"round": 0, "telling": 0.8}, {"round": 3, "telling": 0.7, "nmi": 0.85}]
     found = {
         "variants": {"shipped": {"rows": rows(50.0, 63.0, 64.0, 63.0, 65.0), "hidden": []},
-                     "k-3-three-rounds": {"rows": rounds, "hidden": []},
+                     "k-3-three-rounds": {"settings": ["classify.rounds=3"], "rows": rounds, "hidden": []},
+                     "k-1": {"settings": ["classify.rounds=3", "cluster.k=1"], "rows": rounds, "hidden": []},
                      "k-3-own-map": {"rows": [], "hidden": hidden}},
         "references": [{"name": "supervised segmenter+crf", "split": "val", "mean": 76.0}],
-        "pairs": [pair("k-3-three-rounds", "all-updates", "maps", "image_only", 3.0, -0.1, 6.0),
+        "pairs": [pair("k-1", "all-updates", "maps", "image_only", 3.0, 1.0, 6.0),  # a control: no goal is its
+                  pair("k-3-three-rounds", "all-updates", "maps", "image_only", 3.0, -0.1, 6.0),
                   pair("shipped", "published", "segmenter", "labels", 6.0, 4.0, 8.0)],
     }  # fmt: skip
     lines = accuracy.goal_table(found).splitlines()[2:]

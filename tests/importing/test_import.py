@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ from sccam.importing import Columns, import_tags
 from sccam.importing.files import ImageFiles
 from sccam.labels.convert import convert
 from sccam.structures import Dataset
-
-Cli = Callable[..., tuple[int, str, str]]  # the fixture `sccam`
+from tests.conftest import Cli
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +136,19 @@ def test_label_studio_choices_boxes_and_uploaded_names(photos: Path, tmp_path: P
     source.write_text(json.dumps(tasks))
     found = imported(source, tmp_path / "out", images=photos)
     assert found == {"a/2": {"cat", "dog"}, "b/3": {"dog"}, "a/1": {"cat"}}
+
+
+def test_a_task_that_nobody_has_looked_at_is_no_example_of_nothing(photos: Path, tmp_path: Path):
+    cat = [{"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}]
+    dog = [{"result": [{"type": "choices", "value": {"choices": ["dog"]}}]}]
+    tasks: list[dict[str, Any]] = [
+        {"data": {"image": name}, "annotations": said}
+        for name, said in (("a/1.jpg", cat), ("a/2.jpg", dog), ("b/1.jpg", [{"result": []}]), ("b/3.JPG", []))
+    ]
+    source = tmp_path / "export.json"
+    source.write_text(json.dumps(tasks))
+    found = imported(source, tmp_path / "out", images=photos, negatives=True)
+    assert found == {"a/1": {"cat"}, "a/2": {"dog"}, "b/1": set()}
 
 
 def test_voc_annotations_beside_their_images_and_in_a_devkit_with_lists(photos: Path, tmp_path: Path):
@@ -268,6 +280,20 @@ def test_tags_that_look_separated_by_spaces_are_told(photos: Path, tmp_path: Pat
     assert "--separator ' '" in import_tags(source, tmp_path / "out", images=photos).hint
 
 
+def test_of_more_categories_than_a_mask_holds_a_few_may_be_chosen_and_unused_names_do_not_matter(
+    photos: Path, tmp_path: Path
+):
+    names = ["cat", "dog", "odd:name", *(f"c{n}" for n in range(400))]
+    source = write_coco(tmp_path / "x.json", {"a/1.jpg": ["cat"], "a/2.jpg": ["dog"]}, names)
+    assert imported(source, tmp_path / "out", images=photos) == {"a/1": {"cat"}, "a/2": {"dog"}}
+    source = write_coco(tmp_path / "y.json", {"a/1.jpg": names[3:], "a/2.jpg": ["c5"]}, names)
+    with pytest.raises(DataError, match="400 classes"):
+        import_tags(source, tmp_path / "many", images=photos)
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("c5\nc6\n")
+    assert imported(source, tmp_path / "few", images=photos, classes=wanted) == {"a/1": {"c5", "c6"}, "a/2": {"c5"}}
+
+
 # Bad input
 
 
@@ -306,6 +332,13 @@ def test_bad_coco_entries_are_told(photos: Path, tmp_path: Path):
     assert tags_in(read_folder(tmp_path / "out")) == {"a/1": {"cat"}, "a/2": {"dog"}}
 
 
+def test_a_link_that_leads_nowhere_fails_alone(photos: Path, tmp_path: Path):
+    (photos / "a/4.jpg").symlink_to(tmp_path / "gone.jpg")
+    [line] = failures(photos, tmp_path / "out")
+    assert "4.jpg" in line and "cannot be read" in line
+    assert set(tags_in(read_folder(tmp_path / "out"))) == {"a/1", "a/2", "b/1", "b/3"}
+
+
 def test_an_image_in_two_lists_fails(photos: Path, tmp_path: Path):
     source = write_csv(
         tmp_path / "t.csv", ["image", "tag", "split"],
@@ -326,7 +359,7 @@ def test_a_broken_annotation_and_a_document_type_are_errors_of_their_image(photo
 
 def test_a_label_studio_file_with_odd_tasks(photos: Path, tmp_path: Path):
     choice = {"type": "choices", "value": {"choices": ["cat"]}}
-    tasks = [
+    tasks: list[Any] = [
         {"data": {"image": "a/1.jpg"}, "annotations": [{"result": [choice]}]}, 7,
         {"data": {"image": "a/2.jpg"}, "annotations": [{"result": [{"type": "choices", "value": {"choices": "cat"}}]}]},
         {"data": {"image": "a/2.jpg"}, "annotations": "x"}, {"data": {}, "annotations": [{"result": [choice]}]},
@@ -345,7 +378,7 @@ def test_a_label_studio_file_with_odd_tasks(photos: Path, tmp_path: Path):
         ("x.csv", "what,ever\n1,2\n", DataError, "which column names the image"),
         ("x.csv", "image,ever\na/1.jpg,2\n", DataError, "which column holds the tags"),
         ("x.csv", "image,tags\nnone.jpg,cat\n", DataError, "no image 'none.jpg'"),
-        ("x.csv", "image,tags\na/1.jpg,\n", DataError, "no image carries any"),
+        ("x.csv", "image,tags\na/1.jpg,\n", DataError, "no training image carries any"),
         ("x.csv", "image,tags\na/1.jpg,background\n", DataError, "background is not a class"),
         ("x.csv", b"image,tags\na/1.jpg,caf\xe9\n", DataError, "not UTF-8"),
         ("x.csv", 'image,tags\n"a/1.jpg,cat\n', DataError, "not valid CSV"),
