@@ -27,14 +27,15 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from sccam.errors import BackendUnavailable
+from sccam.bench.crf import library_crf
+from sccam.runtime import backends
 from sccam.runtime.crf_cupy import dense_crfs
 from sccam.runtime.device_cupy import open_device
 from sccam.runtime.merge_cupy import merge_maps
 from sccam.runtime.walk_cupy import random_walks
 from sccam.stages.affinity import affinity_field
 from sccam.stages.affinity_labels import neighbour_offsets
-from sccam.stages.crf import CrfConfig, dense_crf
+from sccam.stages.crf import CrfConfig
 from sccam.stages.walk import WalkConfig, transition
 from sccam.structures import AffinityField
 
@@ -76,8 +77,9 @@ def walk_row(
     plan = latest_plan()
     row = {"what": "walk", "grid": grid, "channels": channels, "batch": batch, "call": call}
     row["replay"] = timed(lambda n: plan.walk(plan._steps))
-    eager = {f"eager {name}, one image": timed(partial(walk_set, walk, sets), 5) for name, walk in dense.items()}
-    return row | eager
+    if batch == 1:
+        row |= {f"eager {name}": timed(partial(walk_set, walk, sets), 5) for name, walk in dense.items()}
+    return row
 
 
 def walk_set(walk: Callable[..., Any], sets: list[list[torch.Tensor]], n: int) -> torch.Tensor:
@@ -101,7 +103,7 @@ def crf_row(labels: int, unaries: int, batch: int) -> dict[str, Any]:
         "what": "crf", "size": VOC, "labels": labels, "unaries": unaries, "batch": batch, "call": call,
         "replay": timed(lambda n: plan.mean_field(plan._iterations)),
         "rows of both lattices, with headroom": plan.room["rows"],
-        "pydensecrf, one unary of one image": library_ms(images[0][0].cpu().numpy(), scores[0][0][0].cpu().numpy()),
+        f"{library_crf()} on the CPU, one unary of one image": library_ms(images[0][0], scores[0][0][0]),
     }  # fmt: skip
 
 
@@ -181,13 +183,12 @@ def full_size_merge(views: list[torch.Tensor]) -> torch.Tensor:
     return total / (total.amax(dim=(1, 2), keepdim=True) + 1e-5)
 
 
-def library_ms(image: np.ndarray, scores: np.ndarray) -> float | None:
-    """One run of pydensecrf on one core [ms], or None where it is not installed."""
+def library_ms(image: torch.Tensor, scores: torch.Tensor) -> float:
+    """One run of pydensecrf on one core [ms]; where it is not installed, of the compiled CRF."""
+    crf, arrays = backends.row("crf", library_crf()), ([image.cpu().numpy()], [[scores.cpu().numpy()]])
+    crf(*arrays, CrfConfig())
     start = time.perf_counter()
-    try:
-        dense_crf(image, scores, CrfConfig())
-    except BackendUnavailable:
-        return None
+    crf(*arrays, CrfConfig())
     return round(1000 * (time.perf_counter() - start), 1)
 
 

@@ -18,6 +18,7 @@ from sccam.artifacts import write_text
 from sccam.bench.harness import Result, of_ceiling
 from sccam.bench.inputs import photographs
 from sccam.errors import ConfigError, RunFolderError
+from sccam.runtime import backends
 from sccam.structures import ByteArray
 
 SCHEMA = 1
@@ -44,6 +45,11 @@ class Options:
     folder: Path | None = None
     run: Path | None = None
     tags: Path | None = None
+
+    def rows(self, work: str) -> list[str]:
+        """Rows of a line of `backends.TABLE` that are measured on the device; on a GPU no plain forms of the CPU."""
+        left_out = "portable" if self.device == "cuda" else "cupy"
+        return [name for name in backends.TABLE[work] if name != left_out and backends.missing(name) is None]
 
     @cached_property
     def images(self) -> list[ByteArray]:

@@ -5,6 +5,7 @@ Where pydensecrf is not installed, the compiled CRF of the CPU takes its place; 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -22,14 +23,15 @@ from sccam.structures import ByteArray, FloatArray
 LIMIT = 1e-4  # of |difference| of the posterior
 LABELS = (21, 3, 2)
 WIDTHS = (500, 499, 498, 497)  # with 375 rows: pixels modulo 4 are 0, 1, 2, 3
-PROCESSES = 2
 BATCH = 4  # images at once, where images are counted and not the time of one
+PROCESSES = min(BATCH, os.cpu_count() or 1)
+FEW = 8  # images, each of another remainder
 
 Scores = list[FloatArray]
 
 
 GOALS = {"native": {21: 6.0, 3: 8.0}, "cupy": {21: 200.0}}  # one image, by labels, against pydensecrf
-BATCH_GOALS = {"native": 5.0}  # against two processes of pydensecrf
+BATCH_GOALS = {"native": 5.0}  # against as many processes of pydensecrf
 ROW_OPERATIONS = 18  # a pixel, iteration and label: vertices of both lattices read and added to, 3 + 6 each
 
 
@@ -44,7 +46,7 @@ def run(options: Options) -> Iterator[list[Result]]:
         scores = [[class_scores(photo, labels, n)] for n, photo in enumerate(photos)]
         yield _batches(f"batch of {BATCH} images, {labels} labels", photos, scores, options)
     for labels in LABELS:
-        yield _agreement(options.images[: 4 if options.quick else len(options.images)], labels)
+        yield _agreement(labels, options)
 
 
 def library_crf() -> str:
@@ -63,8 +65,8 @@ def _row(name: str) -> Callable[[Sequence[ByteArray], Sequence[Scores]], list[Sc
     return lambda images, scores: crf(images, scores, PSA)
 
 
-def _others() -> list[str]:
-    return [name for name in backends.TABLE["crf"] if name != library_crf() and backends.missing(name) is None]
+def _others(options: Options) -> list[str]:
+    return [name for name in options.rows("crf") if name != library_crf()]
 
 
 def _compared(case: str, photos: list[ByteArray], scores: list[Scores], options: Options) -> list[Result]:
@@ -77,14 +79,14 @@ def _compared(case: str, photos: list[ByteArray], scores: list[Scores], options:
 
     oracle = contestant(library_crf())
     return compare(
-        "crf", case, [oracle, *map(contestant, _others())], inputs=len(photos), quick=options.quick, judge=oracle.run,
-        error=largest_difference, agreement=same_labels, limit=LIMIT, device=options.device,
+        "crf", case, [oracle, *map(contestant, _others(options))], inputs=len(photos), quick=options.quick,
+        judge=oracle.run, error=largest_difference, agreement=same_labels, limit=LIMIT, device=options.device,
         work=work(photos[0].size // 3, labels, len(scores[0])),
     )  # fmt: skip
 
 
 def _batches(case: str, photos: list[ByteArray], scores: list[Scores], options: Options) -> list[Result]:
-    """Images a second: pydensecrf in two processes, since it holds the interpreter; a row with its own threads."""
+    """Images a second: pydensecrf in a process a core, since it holds the interpreter; a row with its own threads."""
     batches = [range(n, n + BATCH) for n in range(0, len(photos) - BATCH + 1, BATCH)]
 
     def contestant(name: str) -> Contestant:
@@ -104,7 +106,7 @@ def _batches(case: str, photos: list[ByteArray], scores: list[Scores], options: 
         else:
             oracle = contestant(library_crf())
         return compare(
-            "crf", case, [oracle, *map(contestant, _others())], inputs=len(batches), quick=options.quick,
+            "crf", case, [oracle, *map(contestant, _others(options))], inputs=len(batches), quick=options.quick,
             judge=oracle.run, error=largest_difference, agreement=same_labels, limit=LIMIT, device=options.device,
             work=work(photos[0].size // 3, len(scores[0][0]), len(scores[0]), BATCH),
         )  # fmt: skip
@@ -114,8 +116,9 @@ def _one_by_pydensecrf(image: ByteArray, scores: Scores) -> Scores:
     return _row("pydensecrf")([image], [scores])[0]
 
 
-def _agreement(images: Sequence[ByteArray], labels: int) -> list[Result]:
-    """Every image once, at widths that leave every remainder modulo 4."""
+def _agreement(labels: int, options: Options) -> list[Result]:
+    """Every image once, at widths that leave every remainder modulo 4; on a GPU some, for the judge needs the CPU."""
+    images = options.images[: 4 if options.quick else FEW if options.device == "cuda" else len(options.images)]
     photos = [of_size([image], (375, WIDTHS[n % len(WIDTHS)]))[0] for n, image in enumerate(images)]
     scores = [[class_scores(photo, labels, n)] for n, photo in enumerate(photos)]
 
@@ -126,9 +129,9 @@ def _agreement(images: Sequence[ByteArray], labels: int) -> list[Result]:
     oracle = contestant(library_crf())
     return compare(
         "crf", f"{len(photos)} images of 375 x {WIDTHS[-1]} to {WIDTHS[0]}, {labels} labels",
-        [oracle, *(contestant(name) for name in _others() if name != "portable")],
+        [oracle, *(contestant(name) for name in _others(options) if name != "portable")],
         inputs=len(photos), quick=True, every_input=True, judge=oracle.run, error=largest_difference,
-        agreement=same_labels, limit=LIMIT,
+        agreement=same_labels, limit=LIMIT, device=options.device,
     )  # fmt: skip
 
 

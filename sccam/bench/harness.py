@@ -19,9 +19,9 @@ import numpy as np
 
 from sccam.bench.machine import PeakMemory, waiter
 
-ROUNDS = 9  # after one round of warm-up
+ROUNDS = {"cpu": 9, "cuda": 7}  # after one round of warm-up
 QUICK_ROUNDS = 3
-SHORTEST = 0.5  # [s] a faster contestant is run several times within a round
+SHORTEST = {"cpu": 0.5, "cuda": 0.1}  # [s] a faster contestant is run several times within a round
 MOST_REPEATS = 300
 
 
@@ -117,7 +117,7 @@ def compare(
     work: Work = Work(),
     device: str = "cpu",
     x: float | None = None,
-    rounds: int = ROUNDS,
+    rounds: int | None = None,
 ) -> list[Result]:
     """Times all contestants in turn; the first is the baseline.
 
@@ -133,9 +133,9 @@ def compare(
         work: of one run.
         device: that is waited for before a clock is read; events on it would say the same, for every run ends there.
         x: what a scaling suite varies.
-        rounds: of timing, where not `quick`.
+        rounds: of timing, where not `quick`; those of the device by default.
     """
-    wait = waiter(device)
+    wait, kind = waiter(device), "cuda" if device.startswith("cuda") else "cpu"
     peaks: dict[str, float | None] = {}
     repeats: dict[str, int] = {}
     for contestant in contestants:  # warm-up, memory, and how long each takes
@@ -147,7 +147,7 @@ def compare(
         contestant.run(0)
         wait()
         once = time.perf_counter() - started
-        repeats[contestant.name] = max(1, min(MOST_REPEATS, int(SHORTEST / max(once, 1e-9))))
+        repeats[contestant.name] = max(1, min(MOST_REPEATS, int(SHORTEST[kind] / max(once, 1e-9))))
     errors: dict[str, float] = {}
     agreements: dict[str, float] = {}
     for n in range(0 if judge is None else min(inputs, 2) if quick and not every_input else inputs):
@@ -160,7 +160,7 @@ def compare(
                 if agreement is not None:
                     agreements[contestant.name] = min(agreements.get(contestant.name, 1.0), agreement(found, expected))
     times: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
-    for round_ in range(QUICK_ROUNDS if quick else rounds):
+    for round_ in range(QUICK_ROUNDS if quick else rounds or ROUNDS[kind]):
         for contestant in contestants:
             count = repeats[contestant.name]
             wait()

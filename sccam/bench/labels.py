@@ -37,7 +37,9 @@ def run(options: Options) -> Iterator[list[Result]]:
     """One table."""
     photos = of_size(options.images, SIZE)[:3]
     cases = [(photo, network_maps(n), drawn_case(grid_of(SIZE), 1, n)[1]) for n, photo in enumerate(photos)]
-    rows = {"portable": Backends("portable", "portable", "portable", "portable", "sklearn")}
+    rows = {}
+    if options.device == "cpu":
+        rows["portable"] = Backends("portable", "portable", "portable", "portable", "sklearn")
     if backends.missing("native") is None:
         rows["native"] = Backends("native", "native", "native", "native", "blas")
     if options.device == "cuda" and backends.missing("cupy") is None:

@@ -26,7 +26,10 @@ def run(options: Options) -> Iterator[list[Result]]:
     """Maps at every pixel, where all can be compared; then on the grid that `sccam train` keeps."""
     maps = [network_maps(seed) for seed in range(INPUTS)]
     present = [[np.ascontiguousarray(view[:, list(PRESENT)]) for view in views] for views in maps]
-    tensors = [[torch.from_numpy(view) for view in views] for views in maps]
+    tensors = [[torch.from_numpy(view).to(options.device) for view in views] for views in maps]
+    on_gpu = [
+        [view[:, list(PRESENT)].contiguous() for view in views] for views in tensors
+    ]  # as the network leaves them
     baseline = Contestant(
         "eager, 220 channels at every pixel", lambda n: eager.merge_all_classes(tensors[n], SIZE)[list(PRESENT)]
     )
@@ -34,22 +37,23 @@ def run(options: Options) -> Iterator[list[Result]]:
     def row(name: str, grid: tuple[int, int]) -> Contestant:
         merge = backends.row("merge", name)
         goal = GOAL if grid == SIZE and name != "portable" else None
-        return Contestant(f"{name}, {len(PRESENT)} classes", lambda n: merge(present[n], grid, flip=True), goal=goal)
+        taken = on_gpu if name == "cupy" else present
+        return Contestant(f"{name}, {len(PRESENT)} classes", lambda n: merge(taken[n], grid, flip=True), goal=goal)
 
     def work(grid: tuple[int, int]) -> Work:
         values = sum(view.size for view in present[0]) + len(PRESENT) * grid[0] * grid[1]
         return Work(gbyte=4e-9 * values)  # maps of the present classes in, merged ones out
 
-    names = [name for name in backends.TABLE["merge"] if backends.missing(name) is None]
+    names = options.rows("merge")
     yield compare(
         "merge", "at every pixel", [baseline, *(row(name, SIZE) for name in names)], inputs=INPUTS, quick=options.quick,
-        judge=baseline.run, error=largest_difference, limit=LIMIT, work=work(SIZE),
+        judge=baseline.run, error=largest_difference, limit=LIMIT, work=work(SIZE), device=options.device,
     )  # fmt: skip
     grid = (-(-SIZE[0] // 4), -(-SIZE[1] // 4))
     yield compare(
         "merge", "on a grid of 4 pixels", [Contestant(baseline.name, baseline.run, judged=False),
         *(row(name, grid) for name in names)], inputs=INPUTS, quick=options.quick,
-        judge=row("portable", grid).run, error=largest_difference, limit=LIMIT, work=work(grid),
+        judge=row("portable", grid).run, error=largest_difference, limit=LIMIT, work=work(grid), device=options.device,
     )  # fmt: skip
 
 

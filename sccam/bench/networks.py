@@ -1,6 +1,7 @@
 """Suite `networks`: a network alone, in every way that this machine can run it, from images to outputs in memory.
 
-    eager          the network as PyTorch runs it, fp32; on a GPU convolutions may use TF32, which is PyTorch's default
+    eager          the network as PyTorch runs it, fp32; on a GPU convolutions use TF32, which is PyTorch's default, and
+                   are judged as half precision is, against the same without TF32
     tuned          channels_last, half precision, torch.compile, CUDA graphs: what PyTorch gives to those who ask
     onnxruntime    the exported files
     openvino       the same files, by the runtime that a user of a CPU would take instead; where it is installed
@@ -53,7 +54,7 @@ STATISTICS_IMAGES = 4
 BRANCH_SCALE = 0.2
 INPUTS = 3  # sets of images, in turn
 ROUNDS = 7
-LIMITS = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}  # of `relative_difference`
+LIMITS = {"fp32": 1e-4, "tf32": 0.02, "fp16": 0.02, "bf16": 0.1, "int8": 0.5}  # of `relative_difference`
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def run(options: Options) -> Iterator[list[Result]]:
                 ways = contestants(net, manifest, files, sets, options.device, compiled=compiled, goals=built.goals)
                 yield compare(
                     "networks", f"{name}, {side} x {side}, batch {batch}", ways, inputs=INPUTS, quick=options.quick,
-                    judge=ways[0].run, error=relative_difference, limit=LIMITS["fp32"], agreement=same_decisions,
+                    judge=exactly(ways[0]), error=relative_difference, limit=LIMITS["fp32"], agreement=same_decisions,
                     work=work(graph_of(net, manifest), sets[0]), device=options.device, rounds=ROUNDS,
                 )  # fmt: skip
 
@@ -139,12 +140,28 @@ def contestants(
             continue
         ways.append((way.name, network, way.precision, way.name != "eager"))
     ways += [(*runtime, False) for runtime in runtimes(files, sets[0].shape, device, manifest)]
+    exact = "tf32" if device == "cuda" else "fp32"  # of convolutions, by default
     return [
         Contestant(
-            name, partial(_on, network, sets), strong=strong, goal=goals.get(name), limit=LIMITS[precision]
+            name, partial(_on, network, sets), strong=strong, goal=goals.get(name),
+            limit=LIMITS[exact if precision == "fp32" else precision],
         )
         for name, network, precision, strong in ways
     ]  # fmt: skip
+
+
+def exactly(way: Contestant) -> Callable[[int], Outputs]:
+    """Its outputs without TF32."""
+
+    def run(n: int) -> Outputs:
+        allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+        try:
+            found: Outputs = way.run(n)
+        finally:
+            torch.backends.cudnn.allow_tf32 = allowed
+        return found
+
+    return run
 
 
 def _on(network: Run, sets: Sequence[ByteArray], n: int) -> Outputs:

@@ -51,7 +51,7 @@ def _compared(
         goal = GOALS.get(name) if dense and len(cases[0][0]) == CHANNELS[0] else None
         return Contestant(name, lambda n: walk([cases[n][0]], [cases[n][1]], config)[0], goal=goal)
 
-    contestants += [row(name) for name in backends.TABLE["walk"] if backends.missing(name) is None]
+    contestants += map(row, options.rows("walk"))
     return compare(
         "walk",
         case,

@@ -70,8 +70,8 @@ class Device(Protocol):
     def fill(self, buffer: Buffer, value: int) -> None:
         """One value everywhere in an existing buffer."""
 
-    def write(self, buffer: Buffer, array: np.ndarray) -> None:
-        """Host array into the beginning of an existing buffer of the same type and trailing axes."""
+    def write(self, buffer: Buffer, array: Any) -> None:
+        """Array of NumPy, torch or CuPy into the beginning of an existing buffer of the same type and trailing axes."""
 
     def download(self, buffer: Buffer) -> np.ndarray:
         """Contents as a host array, once all work queued before is done."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -101,13 +102,26 @@ class CupyDevice:
     def fill(self, buffer: Buffer, value: int) -> None:
         buffer.fill(value)
 
-    def write(self, buffer: Buffer, array: np.ndarray) -> None:
-        buffer[: len(array)] = self.upload(array)
+    def write(self, buffer: Buffer, array: Any) -> None:
+        buffer[: len(array)] = self.borrow(array, buffer.dtype)
 
     def download(self, buffer: Buffer) -> np.ndarray:
-        host: np.ndarray = self.cupy.asnumpy(buffer, stream=self.stream)
+        host = self._host_array(buffer.shape, buffer.dtype)
+        self.cupy.asnumpy(buffer, stream=self.stream, out=host)
         self.stream.synchronize()
         return host
+
+    def _host_array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """In locked memory, which CuPy's pool keeps for the next call: copies into fresh pages take many times as long.
+
+        Where the system locks no more, in memory as usual.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        try:
+            memory = self.cupy.cuda.alloc_pinned_memory(max(size, 1))
+        except (MemoryError, self.cupy.cuda.runtime.CUDARuntimeError):
+            return np.empty(shape, dtype)
+        return np.ndarray(shape, dtype, memory)
 
     def pointer(self, buffer: Buffer) -> int:
         return int(buffer.data.ptr)
@@ -137,6 +151,7 @@ class CupyDevice:
         self._plans.clear()
         gc.collect()  # a traceback may hold buffers in a cycle
         self.cupy.get_default_memory_pool().free_all_blocks()
+        self.cupy.get_default_pinned_memory_pool().free_all_blocks()
 
 
 class _Program:

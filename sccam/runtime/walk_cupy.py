@@ -80,9 +80,6 @@ def random_walks(
         )
         for n, walked in zip(members, found, strict=True):
             results[n] = walked
-    for walked in results:
-        if not np.isfinite(walked).all():
-            raise NumericError("scores or affinities of the walk hold NaN or infinity", fix="check the network")
     return results
 
 
@@ -126,12 +123,12 @@ class _Plan:
         pitches = 4 * quads + 2 * stencil.padding
         planes = pitches * (heights + 2 * stencil.reach)
         states, cells = before(channels * planes), before(4 * heights * quads)
-        weights, values = before(len(stencil.taps) * heights * quads), before(len(offsets) * heights * widths)
+        weights, self.values = before(len(stencil.taps) * heights * quads), before(len(offsets) * heights * widths)
         self.plain = before(channels * heights * widths)
-        check_size(max(states[-1], 4 * weights[-1], values[-1]))
+        check_size(max(states[-1], 4 * weights[-1], self.values[-1]))
         windows = [_window(height, width, offsets, config.border) for _, height, width in shapes]
         columns = (
-            heights, widths, channels, quads, pitches, planes, states[:-1], weights[:-1], cells[:-1], values[:-1],
+            heights, widths, channels, quads, pitches, planes, states[:-1], weights[:-1], cells[:-1], self.values[:-1],
             self.plain[:-1], *np.array(windows).T, 0 * heights, 0 * heights,
         )  # fmt: skip
         self.device, self.program = device, device.program("walk", stencil.defines)
@@ -157,9 +154,9 @@ class _Plan:
 
     def run(self, scores: Sequence[Any], affinities: Sequence[AffinityField]) -> list[FloatArray]:
         device, launch = self.device, self.program.launch
-        values = device.upload(
-            np.concatenate([one.values.ravel() for one in affinities]).astype(np.float32, copy=False)
-        )
+        values, bad = device.empty(self.values[-1], np.float32), device.filled(1, np.int32, 0)
+        for start, stop, one in zip(self.values, self.values[1:], affinities, strict=False):
+            device.write(values[start:stop], one.values.reshape(-1))
         held = [device.borrow(one, np.float32) for one in scores]  # alive until the download
         pointers = device.upload(np.array([device.pointer(one) for one in held], np.uint64))
         launch(
@@ -173,8 +170,10 @@ class _Plan:
         )  # fmt: skip
         self.walk(self._steps)
         result = self.states[self.steps % 2] if self.coefficients is None else self.total
-        launch("walk_unpack", self.value_count, THREADS, self.value_blocks, self.images, result, self.out)
+        launch("walk_unpack", self.value_count, THREADS, self.value_blocks, self.images, result, self.out, bad)
         out = device.download(self.out)
+        if device.download(bad)[0]:
+            raise NumericError("scores or affinities of the walk hold NaN or infinity", fix="check the network")
         return [
             out[start:stop].reshape(one.shape)
             for start, stop, one in zip(self.plain, self.plain[1:], scores, strict=False)

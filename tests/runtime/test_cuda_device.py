@@ -153,12 +153,15 @@ def stub(kernel_folder) -> Any:
         cuda=SimpleNamespace(
             Device=lambda: gpu,
             Stream=Stream,
+            alloc_pinned_memory=bytearray,
             runtime=SimpleNamespace(CUDARuntimeError=CudaError, getDeviceCount=lambda: 1),
         ),
         get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
+        get_default_pinned_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
         asarray=as_array(np.array), empty=as_array(np.empty), full=as_array(np.full), zeros=as_array(np.zeros),
         sort=as_array(np.sort), cumsum=as_array(np.cumsum), ascontiguousarray=as_array(np.ascontiguousarray),
-        asnumpy=lambda array, stream: np.array(array), RawModule=partial(Module, kernel_folder), __version__="14",
+        asnumpy=lambda array, stream, out: np.copyto(out, array), RawModule=partial(Module, kernel_folder),
+        __version__="14",
     )  # fmt: skip
 
 
@@ -180,6 +183,14 @@ def test_cupy_gets_the_calls_that_it_understands(stub, device):
     expected = results(device)
     for _ in range(2):  # plainly, then from plans that are kept
         assert all(map(np.array_equal, results(cupy), expected))
+
+
+def test_where_no_memory_can_be_locked_results_lie_in_other_memory(stub):
+    def refuses(size: int) -> None:
+        raise CudaError(2)
+
+    stub.cuda.alloc_pinned_memory = refuses
+    assert CupyDevice(stub).download(np.arange(6, dtype=np.int32).reshape(2, 3)).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_a_loop_is_launched_once_then_captured_then_replayed(stub):

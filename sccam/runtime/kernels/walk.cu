@@ -103,15 +103,18 @@ extern "C" __global__ void walk_pack(const int2* blocks, const Image* images, co
     total[place] = weight * value;
 }
 
-// Padded planes into channels [c h w]. One thread a value.
-extern "C" __global__ void walk_unpack(const int2* blocks, const Image* images, const float* state, float* channels) {
+// Padded planes into channels [c h w]. One thread a value; bad becomes 1 where one is not finite.
+extern "C" __global__ void walk_unpack(const int2* blocks, const Image* images, const float* state, float* channels,
+                                       int* bad) {
     const int2 block = blocks[blockIdx.x];
     const Image image = images[block.x];
     const int item = block.y + threadIdx.x;
     const int x = item % image.width, y = item / image.width % image.height, c = item / image.width / image.height;
     if (c >= image.channels) return;
-    channels[image.plain + static_cast<size_t>(item)] =
+    const float value =
         state[image.state + static_cast<size_t>(c) * image.plane + (y + REACH) * image.pitch + PADDING + x];
+    channels[image.plain + static_cast<size_t>(item)] = value;
+    if (!(fabsf(value) <= 3.402823466e38f)) atomicOr(bad, 1);
 }
 
 // Sums are written as fmaf, so that both kernels below round alike and a result does not depend on its batch.

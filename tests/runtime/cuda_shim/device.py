@@ -91,7 +91,8 @@ class ShimDevice:
     def fill(self, buffer: np.ndarray, value: int) -> None:
         buffer[...] = value
 
-    def write(self, buffer: np.ndarray, array: np.ndarray) -> None:
+    def write(self, buffer: np.ndarray, array: Any) -> None:
+        array = np.asarray(array)
         assert buffer.dtype == array.dtype and buffer.shape[1:] == array.shape[1:] and len(array) <= len(buffer)
         buffer[: len(array)] = array
 
