@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU: tests, sanitizers, timings. From a checkout, ten minutes in all, or part by part.
+# Everything that needs an NVIDIA GPU: tests, sanitizers, timings. From a checkout, twenty minutes in all, or part by part.
 #
 #     benchmarks/gpu.sh                      # all parts
 #     benchmarks/gpu.sh tests kernels        # parts by name: tests sanitizer kernels networks folders training
@@ -17,7 +17,7 @@ PYTHON=${PYTHON:-python3}
 RUN=${RUN:-runs/demo} IMAGES=${IMAGES:-runs/sample/images} TAGS=${TAGS:-runs/sample/tags.csv}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
-declare -A seconds=([tests]=150 [sanitizer]=90 [kernels]=90 [networks]=300 [folders]=90 [training]=90)
+declare -A seconds=([tests]=90 [sanitizer]=120 [kernels]=240 [networks]=400 [folders]=180 [training]=180)  # at most
 failed=()
 
 bench() {

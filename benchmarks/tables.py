@@ -2,8 +2,8 @@
 
     sccam bench && make bench-tables
 
-benchmarks/README.md gets all figures, docs/kernels.md those of the kernels on a CPU, README.md one line for each kind
-of work; each between two marks, and nothing else of the pages changes.
+benchmarks/README.md gets all figures, docs/kernels.md those of the kernels on a CPU and, from results/gpu_kernels.json,
+on a GPU, README.md one line for each kind of work; each between two marks, and nothing else of the pages changes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from measured import Device, Headline, Row, devices, headlines, images_a_second, met
 from pages import replace_between
 
+from sccam.artifacts import read_json
 from sccam.bench import exponents
 
 HERE = Path(__file__).resolve().parent
@@ -60,6 +62,9 @@ def write(found: Sequence[Device], root: Path) -> None:
     kernels = kernel_table(found)
     if kernels is not None:
         _fill(root / "docs" / "kernels.md", "kernel table", kernels)
+    events = root / "benchmarks" / "results" / "gpu_kernels.json"
+    if events.exists():
+        _fill(root / "docs" / "kernels.md", "gpu table", gpu_table(read_json(events)))
 
 
 def _fill(path: Path, name: str, text: str) -> None:
@@ -124,6 +129,27 @@ def kernel_table(found: Sequence[Device]) -> str | None:
     ]  # fmt: skip
     gpu = next((f"GPU: [{PAGE}](../{PAGE})." for device in found if device.gpu), f"GPU: {NOT_MEASURED}.")
     return f"{table(header, lines)}\n\n{device.name}: {made_by(rows)} {gpu}"
+
+
+def gpu_table(measured: Any) -> str:
+    """What gpu_kernels.py printed: milliseconds an image of a call and of its graph alone, and of what they replace."""
+    lines = []
+    for row in measured["rows"]:
+        told = {key: value["median"] if isinstance(value, dict) else value for key, value in row.items()}
+        images = told.get("batch", 1)
+        case = ", ".join(
+            f"{key} {value}" for key, value in told.items() if key in ("labels", "unaries", "channels", "classes")
+        )
+        place = " x ".join(map(str, told.get("grid", told.get("size"))))
+        others = {key: value for key, value in told.items() if key.startswith(("eager", "pydensecrf", "native"))}
+        lines.append([
+            told["what"], f"{place}, {case}", str(images), number(told["call"] / images),
+            number(told["replay"] / images) if "replay" in told else "",
+            "; ".join(f"{key.split(', one')[0]} {number(value)}" for key, value in others.items()),
+        ])  # fmt: skip
+    header = ["work", "case", "images", "a call [ms an image]", "its graph alone", "in place of [ms]"]
+    facts = f"{measured['gpu']}, CUDA {measured['cuda']}, CuPy {measured['cupy']}, torch {measured['torch']}"
+    return f"{table(header, lines)}\n\n{facts}: `python benchmarks/gpu_kernels.py`, commit {measured['commit'][:10]}."
 
 
 def facts_table(device: Device) -> str:

@@ -17,7 +17,7 @@ from sccam.artifacts import Manifest, write_manifest
 from sccam.export.graphs import Graph
 from sccam.export.to_tensorrt import Bucket, build_engine, tensorrt_library
 from sccam.runtime.gpu import gpu_facts
-from sccam.runtime.network_onnxruntime import has_cuda, session_of
+from sccam.runtime.network_onnxruntime import CUDA_OPTIONS, has_cuda, session_of
 from sccam.runtime.network_tensorrt import engine_facts, open_engine
 from sccam.structures import ByteArray
 
@@ -113,6 +113,9 @@ def runtimes(
                 session_of(path.read_bytes(), device, where=path),
                 precision,
             )
+    if device == "cuda" and has_cuda():
+        data, options = files["fp16"].read_bytes(), {**CUDA_OPTIONS, "prefer_nhwc": "1"}
+        yield "onnxruntime fp16, NHWC", session_of(data, device, where=files["fp16"], cuda_options=options), "fp16"
     if device == "cpu" and find_spec("openvino"):
         yield "openvino fp32", in_openvino(files["fp32"], shape, "f32"), "fp32"
         yield "openvino bf16", in_openvino(files["fp32"], shape, "bf16"), "bf16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,13 @@ def cut_to_features(data: bytes) -> bytes:
 
 
 def session_of(
-    data: bytes, device: str = "cpu", *, threads: int = 0, where: object = None, allow_fallback: bool = False
+    data: bytes,
+    device: str = "cpu",
+    *,
+    threads: int = 0,
+    where: object = None,
+    allow_fallback: bool = False,
+    cuda_options: Mapping[str, str] = CUDA_OPTIONS,
 ) -> OnnxNetwork:
     """As `open_onnx`, for the bytes of a model that was checked or made here."""
     try:
@@ -166,7 +173,7 @@ def session_of(
     # Threads that spin between calls would take the cores from those that read, label and write.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = PROVIDERS[device]
-    providers: list[Any] = [(wanted, CUDA_OPTIONS), CPU] if device == "cuda" else [CPU]
+    providers: list[Any] = [(wanted, dict(cuda_options)), CPU] if device == "cuda" else [CPU]
     try:
         session = onnxruntime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # its classes are private

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from measured import Device, devices, headlines
 from PIL import Image
-from tables import kernel_table, number, page, suite_table, summary, write
+from tables import gpu_table, kernel_table, number, page, suite_table, summary, write
 
 from sccam.bench.harness import Result, Seconds
 
@@ -198,3 +198,17 @@ def test_where_the_time_goes_is_a_table_of_its_own(tmp_path):
     put(tmp_path, "2026-02-01", three("pseudo_labels", "a", steps=steps) + three("crf", "b"))
     text = page([only(tmp_path)], tmp_path / "plots")
     assert "| a | ours | 12.5 | 3.00 |" in text and text.count("Where the time goes") == 1
+
+
+def test_a_gpu_s_events_become_milliseconds_an_image():
+    times = {"median": 8.0, "fastest": 7.0, "slowest": 9.0}
+    rows = [{"what": "crf", "size": [375, 500], "labels": 21, "unaries": 2, "batch": 4, "call": times, "replay": times,
+             "rows of both lattices, with headroom": 9, "pydensecrf on the CPU, one unary of one image": 900.0},
+            {"what": "merge", "classes": 2, "grid": [94, 125], "call": times, "eager": times}]  # fmt: skip
+    facts = {"gpu": "a GPU", "cuda": "13.0", "cupy": "14", "torch": "2.11", "commit": "0123456789abcdef"}
+    text = gpu_table({**facts, "rows": rows})
+    assert "| crf | 375 x 500, labels 21, unaries 2 | 4 | 2.00 | 2.00 | pydensecrf on the CPU 900 |" in text
+    assert "| merge | 94 x 125, classes 2 | 1 | 8.00 |  | eager 8.00 |" in text
+    assert text.endswith(
+        "a GPU, CUDA 13.0, CuPy 14, torch 2.11: `python benchmarks/gpu_kernels.py`, commit 0123456789."
+    )
