@@ -14,6 +14,7 @@ from html import escape
 WIDTH, HEIGHT = 640, 260  # [px] of the drawing; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 34  # [px] margins
 RADIUS = 3.2  # [px] of a mark
+RULE_TEXT = 15  # [px] of a line of text
 SERIES = ("#3b6fd4", "#d9622b", "#2c9c69", "#a04fc4", "#b58900", "#c43d5d", "#4aa3b5", "#7a7a7a")
 
 
@@ -50,10 +51,12 @@ def chart(series: Sequence[Series], *, x: str, y: str, rules: Sequence[tuple[flo
     xs = [a for a, _ in everything] + [a for a, _ in rules]
     axis_x, axis_y = _Axis(min(xs), max(xs)), _Axis(min(b for _, b in everything), max(b for _, b in everything))
 
+    top = TOP + RULE_TEXT * len(rules)  # what is said of rules stands above the curves
+
     def place(a: float, b: float) -> tuple[float, float]:
         return (
             LEFT + axis_x.share(a) * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - axis_y.share(b) * (HEIGHT - TOP - BOTTOM),
+            HEIGHT - BOTTOM - axis_y.share(b) * (HEIGHT - top - BOTTOM),
         )
 
     parts = []
@@ -64,15 +67,16 @@ def chart(series: Sequence[Series], *, x: str, y: str, rules: Sequence[tuple[flo
     for value in axis_x.ticks() if x else ():
         px, _ = place(value, axis_y.low)
         parts.append(f'<text x="{px:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{axis_x.text(value)}</text>')
-    middle = (TOP + HEIGHT - BOTTOM) / 2
+    middle = (top + HEIGHT - BOTTOM) / 2
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x)}</text>')
     parts.append(f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(y)}</text>')
-    for turn, (value, text) in enumerate(rules):
+    for turn, (value, text) in enumerate(sorted(rules)):  # so that no rule runs through another one's text
         px, _ = place(value, axis_y.low)
         end = px > WIDTH - 160
-        parts.append(f'<line class="rule" x1="{px:.1f}" x2="{px:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        row = TOP + RULE_TEXT * turn
+        parts.append(f'<line class="rule" x1="{px:.1f}" x2="{px:.1f}" y1="{row}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(
-            f'<text x="{px + (-5 if end else 5):.1f}" y="{TOP + 12 + 15 * turn}" '
+            f'<text x="{px + (-5 if end else 5):.1f}" y="{row + 10}" '
             f'text-anchor="{"end" if end else "start"}">{escape(text)}</text>'
         )
     for number, (item, points) in enumerate(zip(series, kept, strict=True)):
