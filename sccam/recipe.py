@@ -24,7 +24,7 @@ from sccam.stages.walk import WalkConfig
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """Where, how and how far a run is computed. Only `seed` and `precision` change what its files hold."""
+    """Where, how and how far a run is computed. `workers` and `until` change nothing in its files."""
 
     seed: int = field(default=0, metadata={"min": 0})
     device: str = "auto"  # "auto": cuda where there is one, else cpu
@@ -33,6 +33,7 @@ class RunSettings:
     until: str = field(
         default="segmenter", metadata={"choices": ("maps", "pseudo_labels", "segmenter")}
     )  # last product
+    deterministic: bool = False  # only algorithms that give the same bits each time; slower on a GPU
 
 
 @dataclass(frozen=True, slots=True)

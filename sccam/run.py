@@ -20,6 +20,7 @@ from sccam.callbacks import Callback, Callbacks
 from sccam.data import open_dataset
 from sccam.data.checks import check_cluster_counts
 from sccam.errors import Interrupted, RunFolderError
+from sccam.nets.compute import deterministic
 from sccam.recipe import RunConfig, load_config
 from sccam.report.overview import write_overview
 from sccam.stop import StopRequest
@@ -70,7 +71,8 @@ def train(
         _prepare(folder, settings, dataset, resume=resume, overwrite=overwrite)
         take_stages(folder, stage_keys(settings, data_checksum(dataset)), known or {})
         try:
-            scores = train_all(dataset, settings, folder, reporter, stop, listener)
+            with deterministic(settings.run.deterministic):
+                scores = train_all(dataset, settings, folder, reporter, stop, listener)
         except Interrupted as error:
             folder.update(status="interrupted")
             error.fix = f"go on with: {_command(data, config, out, overrides)}"

@@ -22,6 +22,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the run in the folder first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the input, print the plan, train nothing.")] = False,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits each time: --set run.deterministic=true.")
+    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write events for TensorBoard into RUN/events, too.")
     ] = False,
@@ -34,7 +37,7 @@ def train(
 
     reporter = LineReporter(quiet=as_json)
     folder = out or Path("runs") / data.resolve().name
-    overrides = set_ or []
+    overrides = [*(set_ or []), *(["run.deterministic=true"] if deterministic else [])]
     if dry_run:
         plan = run.plan(data, config, overrides)
         print(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else run.plan_text(plan, folder))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +68,27 @@ class Compute:
         scale = torch.tensor([255.0 * s for s in std], device=self.device).view(1, 3, 1, 1)
         offset = torch.tensor([255.0 * m for m in mean], device=self.device).view(1, 3, 1, 1)
         return ((images - offset) / scale).contiguous(memory_format=torch.channels_last)
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within it, where wanted, PyTorch takes algorithms that give the same bits each time, as far as it has them.
+
+    On a CPU that is all of them, for one number of threads. On a GPU PyTorch warns of an operation that has none.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
 def keep_freed_memory() -> None:

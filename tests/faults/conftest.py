@@ -85,6 +85,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     }
     facts = {
         "schema": 1, "machine": device_name(), "python": platform.python_version(), "commit": commit(),
-        "full": FULL, "failed": session.testsfailed,
+        "full": FULL, "failed": session.testsfailed, "faults": dict(FAULTS),
+        "promises": {name: {"words": words, "faults": numbers} for name, (words, numbers) in PROMISES.items()},
     }  # fmt: skip
     Path(path).write_text(json.dumps({**facts, "sums": sums, "tests": records}, indent=1) + "\n", encoding="utf-8")

@@ -59,8 +59,8 @@ PROMISES: dict[str, tuple[str, tuple[int, ...]]] = {
     "parity": ("`export` succeeds only where the file gave PyTorch's results on real images within its tolerance; a"
                " runtime never falls back in silence.", (22, 24, 25, 26, 35, 38)),
     "quiet": ("Nothing is downloaded, installed or sent.", ()),
-    "code": ("No file of somebody else runs code: no pickle without `--trust-pickle`, no ONNX file that reads others,"
-             " no engine that was not built here or is vouched for.", (4, 19, 20, 21, 22, 23, 39, 40)),
+    "code": ("No file of somebody else runs code: no pickle is read, no ONNX file that refers to others, no engine that"
+             " does not fit its manifest and this machine.", (4, 19, 20, 21, 22, 23, 39, 40)),
     "told": ("Wrong data and settings are refused before anything is trained, with what, where, why and what to do.",
              (8, 9, 10, 11, 16, 33, 34, 37)),
     "same": ("The same seed on the same CPU gives the same weights, bit for bit, with `--deterministic`.", ()),
