@@ -19,7 +19,7 @@ import numpy as np
 from sccam.advice import advice
 from sccam.data import open_dataset
 from sccam.data.checks import check_mask_sizes
-from sccam.data.images import IMAGE_SUFFIXES, opened, read_image
+from sccam.data.images import IMAGE_SUFFIXES, mode_and_orientation, read_image
 from sccam.data.masks import check_mask, read_mask
 from sccam.errors import DataError
 from sccam.recipe import RunConfig, load_config
@@ -27,7 +27,6 @@ from sccam.runtime.pool import run_jobs
 from sccam.structures import IGNORE, Dataset
 
 EXAMPLES = 3  # of a kind of fault, that are printed
-ORIENTATION = 0x0112  # EXIF tag
 
 # What a view or an image takes on two cores (benchmarks/results/photos.json); for an estimate and no more.
 CLASSIFIER_VIEWS, AFFINITY_VIEWS, SEGMENTER_VIEWS = 56.0, 20.0, 17.0  # [1 / s] of 224 px, EfficientNet-Lite0
@@ -212,15 +211,14 @@ def _estimate(found: Survey, facts: dict[str, ImageFacts], dataset: Dataset, set
 
 def _image_job(path: Path) -> ImageFacts:
     try:
-        with opened(path, max_pixels=None) as image:
-            mode, orientation = image.mode, image.getexif().get(ORIENTATION, 1)
+        mode, orientation = mode_and_orientation(path)
         pixels = read_image(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except DataError as error:
         return ImageFacts(error.what)
     except OSError as error:  # it was there a moment ago
         return ImageFacts(str(error))
-    return ImageFacts("", (pixels.shape[0], pixels.shape[1]), mode, int(orientation), digest)
+    return ImageFacts("", (pixels.shape[0], pixels.shape[1]), mode, orientation, digest)
 
 
 def _mask_job(path: Path, image: Path, tagged: bool, classes: int) -> tuple[str, np.ndarray]:

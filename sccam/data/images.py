@@ -9,12 +9,17 @@
 
 Training, inference and the checks read images here and nowhere else, so a turned photograph is turned everywhere.
 Formats are an allowlist: EPS would start Ghostscript, and each of Pillow's other parsers is code that a stranger's
-file could reach. No global setting of Pillow is changed, so threads may read at the same time.
+file could reach. No global setting of Pillow is changed, so threads may read at the same time. What Pillow warns of is
+of no matter, or becomes an ImageError; its warnings are shown to those who ask for them (python -W).
 """
 
 from __future__ import annotations
 
+import io
+import logging
+import os
 import stat
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +54,9 @@ FORMATS = tuple(  # MPO is opened by the JPEG reader, and registers none of its 
 )
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".mpo"})
 DEFAULT_MAX_PIXELS = 100_000_000  # 12,000 x 8,000 px passes; three bytes each, so 300 MB decoded
+
+warnings.filterwarnings("ignore", module=r"PIL\.", append=True)  # behind the filters that are there
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any, errors would go to the error stream
 
 # EXIF orientation -> what turns the stored pixels upright, and its inverse
 _UPRIGHT = {
@@ -101,6 +109,16 @@ def image_size(path: Path | str, *, raw_orientation: bool = False) -> tuple[int,
         return (width, height) if swaps and turned == raw_orientation else (height, width)
 
 
+def mode_and_orientation(path: Path | str) -> tuple[str, int]:
+    """What Pillow calls the stored colours, such as "RGB", and the EXIF orientation, 1 to 8; from the header only.
+
+    Raises:
+        ImageError: as `image_size`.
+    """
+    with opened(path, max_pixels=None) as image:
+        return image.mode, _orientation(image)
+
+
 @contextmanager
 def opened(
     path: Path | str,
@@ -118,7 +136,7 @@ def opened(
             raise error("not a file", where=path, why="a folder or a device has the name of an image")
         if status.st_size == 0:
             raise error("the file is empty", where=path, why="an interrupted copy", fix="copy it again or remove it")
-        with path.open("rb") as file, Image.open(file, formats=list(formats)) as image:
+        with _Clamped(io.FileIO(path)) as file, Image.open(file, formats=list(formats)) as image:
             _check_size(image.size, max_pixels, path, error)
             yield image
     except DataError:
@@ -131,6 +149,17 @@ def opened(
         raise _unreadable(path, cause, formats, error) from cause
 
 
+class _Clamped(io.BufferedReader):
+    """A file that is asked for no more than it has: Python would make room for the 4 GB of a damaged length first."""
+
+    LARGE = 1 << 20
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.LARGE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
 def _unreadable(path: Path, cause: Exception, formats: Sequence[str], error: type[DataError]) -> DataError:
     if isinstance(cause, Image.DecompressionBombError):
         return error(f"too large: {cause}", where=path, fix="make it smaller first")
@@ -141,8 +170,9 @@ def _unreadable(path: Path, cause: Exception, formats: Sequence[str], error: typ
             why="another kind of file was given this name, or its beginning is damaged",
             fix="convert it to PNG or JPEG, or remove it",
         )
+    reason = ": ".join(part for part in (type(cause).__name__, str(cause)) if part)
     return error(
-        f"cannot be decoded: {type(cause).__name__}: {cause}",
+        f"cannot be decoded: {reason}",
         where=path,
         why="the file is truncated or damaged",
         fix="copy it again from its source, or remove it",
@@ -166,7 +196,8 @@ def _orientation(image: Image.Image) -> int:
     # The base class's getexif: that of PNG would decode the pixels in search of EXIF behind them.
     # Damaged EXIF beside good pixels is common, and every viewer shows such a picture as stored.
     try:
-        return int(Image.Image.getexif(image).get(ExifTag.Orientation, 1))
+        found = Image.Image.getexif(image).get(ExifTag.Orientation, 1)
+        return int(found) if found in _UPRIGHT else 1  # not int("6"): what is no number turns no TIFF, either
     except Exception:
         return 1
 
