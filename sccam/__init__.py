@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+# ONNX Runtime sends what it runs to its makers unless this is set before it is loaded (its Privacy.md). Nothing is sent
+# from here; whoever wants it sent may set it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 

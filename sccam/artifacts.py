@@ -10,19 +10,52 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from sccam.errors import ResourceError, RunFolderError
+from sccam.errors import ResourceError, RunFolderError, SccamError
+from sccam.records import DATA, MANIFEST, RUN, SCORES, check
 from sccam.structures import TensorSpec
 
 LONGEST_NAME = 200  # [bytes] of a file name that is part of a temporary one; file systems allow 255
+BOMB_BYTES, BOMB_RATIO = 1 << 28, 200  # of an archive that is larger than the one and packed tighter than the other
+CLOSED = frozenset(  # errors of a disk that takes no more, whatever is written
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+)
+_LEFTOVER = re.compile(r"\..+\.[0-9]+\.(tmp(\..*)?|old)")  # names as `replacing` and `replacing_folder` give them
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is half of one, which a process that is killed leaves behind."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Says in words that the disk is full or may not be written when `path` was.
+
+    Raises:
+        ResourceError: instead of an error of the system; other errors pass through.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CLOSED:
+            raise
+        raise ResourceError(
+            f"cannot write: {error.strerror}",
+            where=path,
+            fix="free some space or choose another output folder; the previous file is intact",
+        ) from error
 
 
 @contextmanager
@@ -38,19 +71,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
-            raise ResourceError(
-                f"cannot write: {error.strerror}",
-                where=path,
-                fix="free some space or choose another output folder; the previous file is intact",
-            ) from error
-        raise
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -82,9 +108,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes `text` as UTF-8, atomically."""
+    """Writes `text` as UTF-8, atomically; of a name that is none, bytes become \\udcff, which JSON reads back."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -102,8 +128,27 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunFolderError("a file of the run is missing", where=path, fix="run the stage that writes it") from None
+    except OSError as error:
+        raise RunFolderError(f"cannot be read: {error.strerror}", where=path) from error
+    except RecursionError:
+        raise RunFolderError("not valid JSON: nested too deeply", where=path) from None
     except ValueError as error:
         raise RunFolderError(f"not valid JSON: {error}", where=path) from error
+
+
+def read_record(path: Path | str, kind: dict[Any, Any]) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Args:
+        kind: what it must hold, as `records.check` takes it.
+
+    Raises:
+        RunFolderError: the file is missing, is not JSON, or a field is missing or of another kind.
+    """
+    value = read_json(path)
+    check(value, kind, path)
+    found: dict[str, Any] = value
+    return found
 
 
 def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -115,19 +160,72 @@ def write_arrays(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
-    """The arrays of an NPZ file, read without pickle.
+def check_unpacked(path: Path | str) -> None:
+    """Refuses an archive that would fill the memory: far larger unpacked than any that holds numbers of a network.
 
     Raises:
-        RunFolderError: the file is missing, broken, or holds Python objects.
+        ValueError: with both sizes; or it is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from error
+    packed = os.path.getsize(path)
+    if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
+        raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}")
+
+
+class _Arrays(dict[str, np.ndarray]):
+    """The arrays of a file by name; one that is not there is an error of the file."""
+
+    def __init__(self, path: Path | str, arrays: Mapping[str, np.ndarray]):
+        super().__init__(arrays)
+        self.path = path
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise RunFolderError(f"the array {name!r} is missing", where=self.path, fix="delete it and resume the run")
+
+
+def read_arrays(path: Path | str, shapes: Mapping[str, str] = MappingProxyType({})) -> dict[str, np.ndarray]:
+    """The arrays of an NPZ file, read without pickle.
+
+    Args:
+        shapes: of arrays that must be there, as in {"scores": "P h w", "size": "2", "ids": "N text"}: a letter is one
+            size in all of them; without "text" they hold numbers.
+
+    Raises:
+        RunFolderError: the file is missing, broken, or holds Python objects; an array is missing, also one that is
+            asked for later, or of another shape.
     """
     try:
+        check_unpacked(path)
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            found = _Arrays(path, {name: archive[name] for name in archive.files})
+        if other := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{other[0]!r} is no array")
     except FileNotFoundError:
         raise RunFolderError("a file of the run is missing", where=path, fix="run the stage that writes it") from None
+    except SccamError:  # a second Ctrl-C
+        raise
     except Exception as error:  # zipfile, zlib and numpy raise half a dozen kinds for a broken archive
-        raise RunFolderError(f"broken array file: {error}", where=path, fix="delete it and resume the run") from error
+        objects = isinstance(error, ValueError) and "pickle" in str(error)  # numpy goes on to say how to load them
+        problem = "it holds Python objects, which are never loaded" if objects else error
+        raise RunFolderError(f"broken array file: {problem}", where=path, fix="delete it and resume the run") from error
+    sizes: dict[str, int] = {}
+    for name, text in shapes.items():
+        array, axes = found[name], text.removesuffix(" text").split()
+        fits = len(axes) == array.ndim and array.dtype.kind in ("U" if text.endswith(" text") else "biuf")
+        for axis, size in zip(axes, array.shape, strict=False):
+            fits = fits and size == (int(axis) if axis.isdecimal() else sizes.setdefault(axis, size))
+        if not fits:
+            raise RunFolderError(
+                f"array {name!r} is {array.dtype} {list(array.shape)}, expected [{text}]", where=path,
+                fix="delete it and resume the run",
+            )  # fmt: skip
+    return found
 
 
 def sha256(path: Path | str) -> str:
@@ -141,11 +239,21 @@ def sha256(path: Path | str) -> str:
 
 def write_tensors(path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a state dict as safetensors, atomically. Tensors must not share storage."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = save(contiguous, metadata=dict(metadata or {}))  # save_file would have a temporary file of its own
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        temporary.write_bytes(data)
+
+
+def load_tensors(path: Path | str) -> dict[str, Any]:
+    """What safetensors reads from a file; it raises its own errors."""
+    from safetensors.torch import load, load_file
+
+    if str(path).encode("utf-8", "replace").decode() == str(path):
+        return load_file(path)
+    return load(Path(path).read_bytes())  # by its name, the library opens no file that has none in UTF-8
 
 
 def read_tensors(path: Path | str) -> dict[str, Any]:
@@ -155,20 +263,30 @@ def read_tensors(path: Path | str) -> dict[str, Any]:
         RunFolderError: the file is missing or broken.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_tensors(path)
     except FileNotFoundError:
         raise RunFolderError("a file of the run is missing", where=path, fix="run the stage that writes it") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise RunFolderError(f"broken weight file: {error}", where=path, fix="delete it and resume the run") from error
 
 
+def tensors_metadata(path: Path | str) -> dict[str, str]:
+    """What `write_tensors` was given with the tensors of a file that can be read."""
+    with Path(path).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return dict(header.get("__metadata__", {}))
+
+
 def append_json_line(path: Path | str, record: Mapping[str, Any]) -> None:
-    """Appends one JSON record and a newline in a single write."""
+    """Appends one JSON record and a newline in a single write.
+
+    Raises:
+        ResourceError: the disk is full or may not be written.
+    """
     line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    with Path(path).open("a", encoding="utf-8") as file:
+    with writing(path), Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(line)
 
 
@@ -243,16 +361,17 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _manifest(path: Path) -> Manifest:
-    fields = read_json(path)
-    try:
-        for name in ("classes", "mean", "std"):
-            fields[name] = tuple(fields[name])
-        for name in ("inputs", "outputs"):
-            specs = [TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in fields.get(name, ())]
-            fields[name] = tuple(specs)
-        return Manifest(**fields)
-    except (TypeError, KeyError) as error:
-        raise RunFolderError(f"not a manifest of this version: {error}", where=path) from error
+    found = read_record(path, MANIFEST)
+    for name in ("classes", "mean", "std"):
+        found[name] = tuple(found[name])
+    for name in ("inputs", "outputs"):
+        found[name] = tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in found.get(name, ()))
+    if unknown := found.keys() - {field.name for field in fields(Manifest)}:
+        raise RunFolderError(f"not a manifest of this version: it has {', '.join(sorted(unknown))}", where=path)
+    return Manifest(**found)
+
+
+OUTSIDE_THE_LOCK = ("export", "report")  # folders of a run that other commands write in while it may go on
 
 
 class RunFolder:
@@ -277,7 +396,10 @@ class RunFolder:
                 "another process is working on this run", where=self.path, fix="wait for it, or choose another --out"
             ) from None
         except OSError as error:
-            raise ResourceError(f"cannot use the run folder: {error.strerror}", where=self.path) from error
+            raise ResourceError(
+                f"cannot use the run folder: {error.strerror}", where=self.path,
+                fix="choose another --out, or make the folder writable",
+            ) from error  # fmt: skip
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -285,6 +407,16 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    def tidy(self) -> None:
+        """Removes what killed processes left half-written; for who holds the lock."""
+        for place, folders, files in os.walk(self.path):
+            if Path(place) == self.path:
+                folders[:] = [name for name in folders if name not in OUTSIDE_THE_LOCK]
+            for name in filter(is_leftover, files):
+                Path(place, name).unlink(missing_ok=True)
+            for name in filter(is_leftover, folders):
+                shutil.rmtree(Path(place, name), ignore_errors=True)
 
     @property
     def affinity_net(self) -> Path:
@@ -347,11 +479,20 @@ class RunFolder:
     def state(self) -> dict[str, Any]:
         """The content of run.json; empty for a new folder."""
         path = self / "run.json"
-        return dict(read_json(path)) if path.exists() else {}
+        return read_record(path, RUN) if path.exists() else {}
 
-    def update(self, **fields: Any) -> None:
+    def data(self) -> dict[str, Any]:
+        """The content of data.json: the image folder and the classes."""
+        return read_record(self / "data.json", DATA)
+
+    def scores(self) -> dict[str, Any]:
+        """The content of scores.json; no rows where it is not there yet."""
+        path = self / "scores.json"
+        return read_record(path, SCORES) if path.exists() else {"rows": []}
+
+    def update(self, **changed: Any) -> None:
         """Replaces fields of run.json."""
-        write_json(self / "run.json", {**self.state(), **fields})
+        write_json(self / "run.json", {**self.state(), **changed})
 
     def finished(self, stage: str) -> bool:
         """Whether `stage` has written all of its output."""

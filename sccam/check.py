@@ -21,7 +21,7 @@ from sccam.data import open_dataset
 from sccam.data.checks import check_mask_sizes
 from sccam.data.images import IMAGE_SUFFIXES, mode_and_orientation, read_image
 from sccam.data.masks import check_mask, read_mask
-from sccam.errors import DataError
+from sccam.errors import DataError, printable
 from sccam.recipe import RunConfig, load_config
 from sccam.runtime.pool import run_jobs
 from sccam.structures import IGNORE, Dataset
@@ -235,4 +235,4 @@ def _mask_job(path: Path, image: Path, tagged: bool, classes: int) -> tuple[str,
 def shown(places: Sequence[str]) -> str:
     """A few places and how many more there are."""
     more = len(places) - EXAMPLES
-    return "; ".join(places[:EXAMPLES]) + (f"; and {more} more" if more > 0 else "")
+    return "; ".join(map(printable, places[:EXAMPLES])) + (f"; and {more} more" if more > 0 else "")

@@ -35,6 +35,7 @@ Config = TypeVar("Config")
 
 NONE = "none"  # TOML has no null; written for None, and read as None where the annotation allows it
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+MOST_SHOWN = 80  # characters of a wrong value
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -54,7 +55,11 @@ def load(cls: type[Config], path: Path | str) -> Config:
         raise ConfigError(f"the settings file cannot be read: {error.strerror}", where=path) from None
     try:
         mapping = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError(
+            "nested too deeply", where=path, fix="write tables of settings: [table] and key = value"
+        ) from None
+    except ValueError as error:  # not only TOMLDecodeError: a number may have too many digits
         line = re.search(r"line (\d+)", str(error))
         raise ConfigError(
             f"not valid TOML: {error}",
@@ -90,12 +95,14 @@ def override(config: Config, assignments: Sequence[str], *, where: object = "--s
         name, equals, text = assignment.partition("=")
         *tables, key = (part.strip() for part in name.split("."))
         if not equals or not all((*tables, key)):
-            raise ConfigError(f"not an assignment: {assignment!r}", where=where, fix="write table.name=value")
+            raise ConfigError(f"not an assignment: {_cut(repr(assignment))}", where=where, fix="write table.name=value")
         table = changes
         for part in tables:
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
-                raise ConfigError(f"{assignment!r} contradicts an assignment of {part!r} before it", where=where)
+                raise ConfigError(
+                    f"{_cut(repr(assignment))} contradicts an assignment of {part!r} before it", where=where
+                )
         table[key] = _command_line_value(text.strip())
     return _Reader(type(config), str(where)).table(type(config), changes, "", config)
 
@@ -112,7 +119,7 @@ def dump(config: Any) -> str:
 
 def differences(a: Any, b: Any) -> list[str]:
     """One line for each setting that differs: `classify.epochs: 8 -> 12`. Empty when the settings are equal."""
-    before, after = dict(_leaves(to_dict(a))), dict(_leaves(to_dict(b)))
+    before, after = dict(leaves(to_dict(a))), dict(leaves(to_dict(b)))
     shown = [{name: _shown(value) for name, value in side.items()} for side in (before, after)]
     return [
         f"{name}: {shown[0].get(name, 'absent')} -> {shown[1].get(name, 'absent')}"
@@ -198,18 +205,18 @@ class _Reader:
         if choices is not None and value not in choices:
             near = difflib.get_close_matches(str(value), map(str, choices), n=1)
             raise ConfigError(
-                f"{name} = {_shown(value)} is not one of the choices",
+                f"{name} = {_cut(_shown(value))} is not one of the choices",
                 where=self.where,
                 fix=(f"did you mean {near[0]!r}? " if near else "") + f"choose from {', '.join(map(_shown, choices))}",
             )
         if (low is not None and value < low) or (high is not None and value > high):
             allowed = f"at least {low}" if high is None else f"at most {high}" if low is None else f"{low} to {high}"
             raise ConfigError(
-                f"{name} = {_shown(value)} is out of range", where=self.where, fix=f"allowed is {allowed}"
+                f"{name} = {_cut(_shown(value))} is out of range", where=self.where, fix=f"allowed is {allowed}"
             )
 
     def wrong_type(self, kind: Any, given: Any, name: str) -> ConfigError:
-        got = "a table" if isinstance(given, Mapping) else _shown(given)
+        got = "a table" if isinstance(given, Mapping) else _cut(_shown(given))
         if isinstance(given, str):
             got = f"the text {got}"
         return ConfigError(
@@ -277,7 +284,7 @@ def _describe(kind: Any) -> str:
 def _command_line_value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # a number of too many digits, brackets without end
         return text
     value = parsed.pop("value")
     # a date, or text whose second line happens to be TOML, is text
@@ -290,10 +297,11 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of nested settings and their values."""
     for name, value in mapping.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
@@ -303,6 +311,10 @@ def _shown(value: Any) -> str:
         return NONE if value is None else _toml_value(value)
     except TypeError:
         return repr(value)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _toml_lines(mapping: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:

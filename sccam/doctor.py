@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,11 @@ LITTLE_SHARED = 1 << 30  # [bytes]
 LITTLE_DISK = 5 << 30  # [bytes]: an environment with a CUDA build of torch has that size
 LITTLE_MEMORY = 4 << 30  # [bytes]
 PAIR = "pip install --upgrade --force-reinstall torch torchvision"  # both at once: they must be of one build
+RUNTIMES = (
+    "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn",
+    "onnxruntime-rocm", "onnxruntime-training",
+)  # fmt: skip
+"""Packages that hold the module onnxruntime."""
 PROBES = {
     "torch": "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())",
     "torchvision": "import torchvision; print(torchvision.__version__)",
@@ -173,12 +179,12 @@ def _gpu(facts: Facts) -> Finding:
 
 
 def _onnxruntime(facts: Facts) -> Finding:
-    both = sorted(name for name in facts.packages if name in ("onnxruntime", "onnxruntime-gpu"))
+    both = sorted(name for name in facts.packages if name in RUNTIMES)
     works, text = facts.probes["onnxruntime"]
     wanted = "onnxruntime-gpu" if facts.gpu else "onnxruntime"
-    if len(both) == 2:
-        mend = f"pip uninstall --yes onnxruntime onnxruntime-gpu && pip install {wanted}"
-        return Finding("ONNX Runtime", "fault", "two packages share one folder and overwrite each other", mend)
+    if len(both) > 1:
+        mend = f"pip uninstall --yes {' '.join(both)} && pip install {wanted}"
+        return Finding("ONNX Runtime", "fault", f"{', '.join(both)} share one folder and overwrite each other", mend)
     if not both:
         return Finding("ONNX Runtime", "note", "not installed: no export, no ONNX files", 'pip install "sccam[export]"')
     if not works:
@@ -270,7 +276,7 @@ def _run(code: str) -> tuple[bool, str]:
 
 def _packages() -> dict[str, str]:
     named = ((found.metadata["Name"], found.version) for found in metadata.distributions())
-    return {name.lower().replace("_", "-"): version for name, version in named if name}
+    return {re.sub("[-_.]+", "-", name).lower(): version for name, version in named if name}
 
 
 def _memory() -> int | None:

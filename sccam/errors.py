@@ -6,6 +6,11 @@ Each class carries the exit code that the command line ends with, so no command 
 from __future__ import annotations
 
 
+def printable(name: str) -> str:
+    """A name for a terminal: what would end a line, ring or colour is written out, as is what is no text."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+
+
 class SccamError(Exception):
     """Base of all errors that this package raises on purpose.
 
@@ -28,7 +33,7 @@ class SccamError(Exception):
     def __str__(self) -> str:
         parts = [self.what]
         if self.where:
-            parts.append(f"  where  {self.where}")
+            parts.append(f"  where  {printable(self.where)}")
         if self.why:
             parts.append(f"  likely {self.why}")
         if self.fix:
@@ -37,7 +42,9 @@ class SccamError(Exception):
 
     def line(self) -> str:
         """The error in one line, as one of many: where, what, and what to do."""
-        return ": ".join(part for part in (self.where, self.what) if part) + (f"; {self.fix}" if self.fix else "")
+        return ": ".join(part for part in (printable(self.where or ""), self.what) if part) + (
+            f"; {self.fix}" if self.fix else ""
+        )
 
 
 class ConfigError(SccamError):

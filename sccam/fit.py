@@ -7,15 +7,17 @@ So a run that was killed anywhere ends with the weights of the run that was not 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sccam.artifacts import read_tensors, write_tensors
+from sccam.artifacts import read_tensors, tensors_metadata, write_tensors
 from sccam.data.batches import BatchLoader, TrainingBatch
 from sccam.errors import NumericError, RunFolderError
 from sccam.nets.compute import Compute
@@ -23,6 +25,7 @@ from sccam.stages.optim import OptimiserConfig, build_optimiser, poly_factor, se
 from sccam.stop import StopRequest
 
 CHECKPOINT_SECONDS = 300.0  # at least this often, and after every epoch
+CHECKPOINT_SCHEMA = "1"
 
 
 def fit(
@@ -70,35 +73,36 @@ def fit(
     model.train()
     for epoch in range(done // loader.steps if loader.steps else 0, epochs):
         started, first_step = time.monotonic(), done % loader.steps
-        for batch in loader.epoch(epoch, first_step):
-            torch.manual_seed(seed * 1_000_003 + done)
-            set_learning_rate(optimiser, poly_factor(done, horizon, optimiser_config.power))
-            optimiser.zero_grad(set_to_none=True)
-            with compute.autocast():
-                loss = loss_of(batch)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise NumericError(
-                    f"the loss became {value} at step {done}",
-                    where=checkpoint.parent,
-                    why="a learning rate that is too high, or half precision",
-                    fix="lower the optimiser's lr or set precision = 'fp32', then start again with --overwrite",
-                )
-            if loss.requires_grad:  # a batch without one labelled pixel has nothing to teach
-                scaler.scale(loss).backward()
-                scaler.step(optimiser)
-                scaler.update()
-            done += 1
-            if mean is not None:
-                mean.add(model, done)
-            losses.append(value)
-            on_step(done, total)
-            if done % loader.steps == 0:
-                break  # the epoch is told and saved below
-            if stop.signal is not None or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                _save(checkpoint, model, optimiser, scaler, done, losses, mean)
-                saved_at = time.monotonic()
-                stop.check()
+        with closing(loader.epoch(epoch, first_step)) as batches:
+            for batch in batches:
+                torch.manual_seed(seed * 1_000_003 + done)
+                set_learning_rate(optimiser, poly_factor(done, horizon, optimiser_config.power))
+                optimiser.zero_grad(set_to_none=True)
+                with compute.autocast():
+                    loss = loss_of(batch)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise NumericError(
+                        f"the loss became {value} at step {done}",
+                        where=checkpoint.parent,
+                        why="a learning rate that is too high, or half precision",
+                        fix="lower the optimiser's lr or set precision = 'fp32', then start again with --overwrite",
+                    )
+                if loss.requires_grad:  # a batch without one labelled pixel has nothing to teach
+                    scaler.scale(loss).backward()
+                    scaler.step(optimiser)
+                    scaler.update()
+                done += 1
+                if mean is not None:
+                    mean.add(model, done)
+                losses.append(value)
+                on_step(done, total)
+                if done % loader.steps == 0:
+                    break  # the epoch is told and saved below
+                if stop.signal is not None or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    _save(checkpoint, model, optimiser, scaler, done, losses, mean)
+                    saved_at = time.monotonic()
+                    stop.check()
         seconds = max(1e-9, time.monotonic() - started)
         if losses:
             mean_loss = sum(losses) / len(losses)
@@ -162,7 +166,32 @@ def _save(
     tensors["done"] = torch.tensor(done)
     tensors["losses"] = torch.tensor(losses, dtype=torch.float64)  # of the epoch that was begun
     tensors["scale"] = torch.tensor(float(scaler.get_scale()), dtype=torch.float64)
-    write_tensors(path, tensors)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_tensors(path, tensors, {"schema": CHECKPOINT_SCHEMA, "file": path.name, "sha256": _digest(tensors)})
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values: a damaged byte would go on as a weight."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, as they were written under this name."""
+    tensors, facts, wrong = read_tensors(path), tensors_metadata(path), None
+    if facts.get("schema") != CHECKPOINT_SCHEMA:
+        wrong = "the checkpoint was written by another version of sccam"
+    elif facts.get("file") != path.name:
+        wrong = f"the checkpoint is that of another stage: {facts.get('file')}"
+    elif facts.get("sha256") != _digest(tensors):
+        wrong = "the checkpoint is damaged: its checksum differs"
+    if wrong:
+        raise RunFolderError(wrong, where=path, fix="delete it and resume the run: its stage begins again")
+    return tensors
 
 
 def _restore(
@@ -172,7 +201,7 @@ def _restore(
     scaler: torch.amp.GradScaler,
     mean: Average | None,
 ) -> tuple[int, list[float]]:
-    tensors = read_tensors(path)
+    tensors = _read(path)
     try:
         model.load_state_dict({name[6:]: tensors[name] for name in tensors if name.startswith("model.")})
         # Loading sizes each entry by the parameter it belongs to; a fresh state dict gives the group layout.

@@ -79,12 +79,11 @@ def _run(path: Path) -> Facts:
         "stages": ", ".join(state.get("finished", {})) or "none finished",
     }
     if (path / "data.json").exists():
-        data = read_json(path / "data.json")
+        data = folder.data()
         facts["classes"] = f"{len(data['classes'])}: {', '.join(data['classes'])}"
-    if (path / "scores.json").exists():
-        for row in read_json(path / "scores.json")["rows"]:
-            if row["column"] in ("image_only", "labels") and row["miou"] is not None:
-                facts[f"mIoU {row['stage']}, {row['split']}"] = f"{100 * row['miou']:.1f}"
+    for row in folder.scores()["rows"]:
+        if row["column"] in ("image_only", "labels") and row["miou"] is not None:
+            facts[f"mIoU {row['stage']}, {row['split']}"] = f"{100 * row['miou']:.1f}"
     exported = sorted(file.name for suffix in ("onnx", "engine") for file in (path / "export").glob(f"*.{suffix}"))
     return facts | ({"exported": ", ".join(exported)} if exported else {})
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
 from sccam import config as toml
+from sccam.data.text import short
 from sccam.errors import ConfigError
 from sccam.runtime.backends import Backends
 from sccam.stages.affinity import AffinityConfig
@@ -21,6 +24,9 @@ from sccam.stages.segment import SegmentConfig
 from sccam.stages.threshold import ThresholdConfig
 from sccam.stages.walk import WalkConfig
 
+LARGEST = 2**31 - 1  # of any number in the settings: what libraries take as a size, a count or a seed
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
+
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
@@ -34,6 +40,10 @@ class RunSettings:
         default="segmenter", metadata={"choices": ("maps", "pseudo_labels", "segmenter")}
     )  # last product
     deterministic: bool = False  # only algorithms that give the same bits each time; slower on a GPU
+
+    def __post_init__(self) -> None:
+        if not DEVICE.fullmatch(self.device):
+            raise ConfigError(f"run.device = {short(self.device)} is none", fix="choose from auto, cpu, cuda, cuda:1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,14 @@ class RunConfig:
     segment: SegmentConfig = SegmentConfig()
     measure: MeasureConfig = MeasureConfig()
 
+    def __post_init__(self) -> None:
+        for name, value in toml.leaves(toml.to_dict(self)):
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, int | float) and not -LARGEST <= item <= LARGEST:
+                    raise ConfigError(f"{name} = {item} is out of range", fix=f"allowed is at most {LARGEST}")
+                if isinstance(item, str) and item.encode("utf-8", "replace").decode() != item:
+                    raise ConfigError(f"{name} = {item!r} is no text", fix="give a file a name in UTF-8")
+
     @property
     def rounds(self) -> tuple[str, ...]:
         """What each round is: "plain", then "subcategories", and, where they are on, "reactivated" and "prototypes"."""
@@ -121,9 +139,9 @@ def load_config(name_or_path: str, overrides: list[str]) -> RunConfig:
     """
     built_in = built_in_configs()
     path = built_in.get(name_or_path, Path(name_or_path))
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file() raises on a name that is too long
         raise ConfigError(
-            f"no configuration {name_or_path!r}",
+            f"no configuration {short(name_or_path)}",
             why="neither a built-in name nor a file",
             fix=f"built in: {', '.join(built_in)}; or give the path of a TOML file",
         )

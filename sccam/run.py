@@ -15,11 +15,12 @@ from typing import Any
 from sccam import __version__
 from sccam import config as toml
 from sccam.advice import advice
-from sccam.artifacts import RunFolder, write_text
+from sccam.artifacts import RunFolder, is_leftover, write_text
 from sccam.callbacks import Callback, Callbacks
 from sccam.data import open_dataset
 from sccam.data.checks import check_cluster_counts
 from sccam.errors import Interrupted, RunFolderError
+from sccam.nets.backbones import check_trunk
 from sccam.nets.compute import deterministic
 from sccam.recipe import RunConfig, load_config
 from sccam.report.overview import write_overview
@@ -67,22 +68,27 @@ def train(
     reporter, listener = reporter or Silent(), Callbacks(callbacks)
     settings = _settings(config, overrides)
     dataset = open_data(data, settings)
-    with RunFolder(out) as folder, StopRequest().listening() as stop:
-        _prepare(folder, settings, dataset, resume=resume, overwrite=overwrite)
-        take_stages(folder, stage_keys(settings, data_checksum(dataset)), known or {})
-        try:
-            with deterministic(settings.run.deterministic):
-                scores = train_all(dataset, settings, folder, reporter, stop, listener)
-        except Interrupted as error:
-            folder.update(status="interrupted")
-            error.fix = f"go on with: {_command(data, config, out, overrides)}"
-            raise
-        except BaseException:
-            folder.update(status="failed")
-            raise
-        if settings.run.until == "segmenter":
-            write_overview(folder, dataset, settings)
-        folder.update(status="finished", ended=_now())
+    if not resume:
+        _check_trunks(settings)
+    try:
+        with RunFolder(out) as folder, StopRequest().listening() as stop:
+            _prepare(folder, settings, dataset, resume=resume, overwrite=overwrite)
+            take_stages(folder, stage_keys(settings, data_checksum(dataset)), known or {})
+            try:
+                with deterministic(settings.run.deterministic):
+                    scores = train_all(dataset, settings, folder, reporter, stop, listener)
+                if settings.run.until == "segmenter":
+                    write_overview(folder, dataset, settings)
+                folder.update(status="finished", ended=_now())
+            except Interrupted:
+                folder.update(status="interrupted")
+                raise
+            except BaseException:
+                folder.update(status="failed")
+                raise
+    except Interrupted as error:  # out here, where a second signal no longer comes between
+        error.fix = f"go on with: {_command(data, config, out, overrides)}"
+        raise
     listener.on_run_end(scores)
     return scores
 
@@ -91,6 +97,7 @@ def plan(data: Path | str, config: RunConfig | str, overrides: list[str] | None 
     """What a run would do, after the same checks of input and settings; nothing is written."""
     settings = _settings(config, overrides)
     dataset = open_data(data, settings)
+    _check_trunks(settings)
     rounds = settings.classify.rounds
     return {
         "data": str(dataset.root),
@@ -137,6 +144,15 @@ def _settings(config: RunConfig | str, overrides: list[str] | None) -> RunConfig
     return load_config(config, overrides or [])
 
 
+def _check_trunks(settings: RunConfig) -> None:
+    """Refuses a network that cannot be built, before the run folder is made."""
+    network, strides = settings.network, [settings.network.output_stride, settings.network.train_stride]
+    if settings.run.until == "segmenter":
+        strides.append(settings.segment.output_stride)
+    for stride in filter(None, strides):
+        check_trunk(network.backbone, output_stride=stride, weights=network.weights)
+
+
 def open_data(data: Path | str, settings: RunConfig) -> Dataset:
     """The images, tags and masks that a run with these settings reads."""
     return open_dataset(
@@ -150,6 +166,11 @@ def open_data(data: Path | str, settings: RunConfig) -> Dataset:
 def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume: bool, overwrite: bool) -> None:
     """Makes a new run, or checks that the one in the folder follows the same plan. run.json marks a folder as a run."""
     state, config_path = folder.state(), folder / "config.toml"
+    if state.get("schema", 0) > SCHEMA:
+        raise RunFolderError(
+            f"the run was made by a newer sccam ({state.get('sccam')}), this is {__version__}",
+            where=folder.path, fix="go on with that version, or start another with --out",
+        )  # fmt: skip
     data = {"root": str(dataset.root.resolve()), "sha256": data_checksum(dataset)}
     if "schema" in state and (overwrite or state.get("status") == "deleting"):
         folder.update(status="deleting")  # a kill from here on leaves a folder that says so
@@ -159,7 +180,8 @@ def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume
         (folder / "run.json").unlink()
         state = {}
     if "schema" not in state:
-        if foreign := [entry.name for entry in folder.path.iterdir() if entry.name != "lock"]:
+        there = [entry.name for entry in folder.path.iterdir()]
+        if foreign := [name for name in there if name != "lock" and not is_leftover(name)]:
             raise RunFolderError(
                 f"the folder holds no run, but other files: {', '.join(sorted(foreign)[:5])}",
                 where=folder.path,
@@ -181,6 +203,7 @@ def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume
             where=folder.path,
             fix="--resume goes on with it, --overwrite deletes it, --out starts another",
         )
+    folder.tidy()
     if not config_path.exists():  # a new run, or one that was killed before it wrote its plan
         write_text(config_path, toml.dump(settings))
     changed = changed_settings(config_path, settings)

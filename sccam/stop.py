@@ -1,7 +1,12 @@
-"""A clean stop: the first SIGINT or SIGTERM asks for one, the second ends at once."""
+"""A clean stop: the first SIGINT or SIGTERM asks for one, the second ends at once.
+
+A third one does not wait for threads and workers either, which may hang in a read: the process is gone. Nothing is
+lost by that, since every file is whole at every moment.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,12 +15,15 @@ from types import FrameType
 
 from sccam.errors import Interrupted
 
+SIGNALLED = 128  # and the signal's number: how a shell reports an end by it, 130 or 143
+
 
 class StopRequest:
-    """Set by the first SIGINT or SIGTERM; the second one stops at once."""
+    """Set by the first SIGINT or SIGTERM; the second one stops at once, the third ends the process."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._ending = False
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -31,7 +39,10 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._ending:
+            os._exit(SIGNALLED + number)
         if self.signal is not None:
+            self._ending = True
             raise self._interrupted("stopped at once; what was saved before is intact")
         self.signal = number
 
@@ -42,5 +53,5 @@ class StopRequest:
 
     def _interrupted(self, text: str) -> Interrupted:
         error = Interrupted(text)
-        error.exit_code = 128 + (self.signal or signal.SIGINT)  # as a shell reports it: 130, 143
+        error.exit_code = SIGNALLED + (self.signal or signal.SIGINT)
         return error

@@ -20,6 +20,8 @@ from sccam.errors import ShapeError
 
 BACKGROUND = 0
 IGNORE = 255
+LONGEST_SIDE = 65_535  # [px] of an image, as JPEG has it
+MOST_SCALE = 8.0  # of a view against its image
 MAX_CLASSES = 254  # labels 1..254; 0 is background and 255 is ignore
 
 BoolArray = NDArray[np.bool_]

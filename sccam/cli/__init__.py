@@ -5,12 +5,17 @@ Importing a module of commands hangs them on the app, in the order of `sccam --h
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 import traceback
 
 from sccam import __version__
 from sccam.cli.app import app, data_app, labels_app, weights_app
-from sccam.errors import SccamError
+from sccam.cli.terminal import say
+from sccam.errors import Interrupted, ResourceError, SccamError
+from sccam.stop import SIGNALLED
 
 # isort: off
 from sccam.cli import runs  # noqa: F401
@@ -23,7 +28,7 @@ from sccam.cli import tools  # noqa: F401
 @app.command("version")
 def version() -> None:
     """Prints the version."""
-    print(__version__)
+    say(__version__)
 
 
 app.add_typer(data_app, name="data")
@@ -34,14 +39,31 @@ app.add_typer(weights_app, name="weights")
 def main() -> None:
     """Runs the command line; every error becomes four lines and an exit code."""
     arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name may have bytes that are no text, or no letter of it
+            stream.reconfigure(errors="backslashreplace")
     verbose = "-v" in arguments or "--verbose" in arguments
     try:
         app()
     except SccamError as error:
-        if verbose:
-            traceback.print_exc()
-        print(_framed(error), file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        raise SystemExit(_told(error, verbose)) from None
+    except OSError as error:  # a disk that no code of ours wrote to or read from by its name
+        reason = error.strerror or str(error)
+        fix = "free some space, or choose another place that may be read and written"
+        raise SystemExit(_told(ResourceError(reason, where=error.filename, fix=fix), verbose)) from None
+    except KeyboardInterrupt:  # before a command has begun
+        raise SystemExit(SIGNALLED + signal.SIGINT) from None
+
+
+def _told(error: SccamError, verbose: bool) -> int:
+    """Prints the error; its exit code."""
+    if isinstance(error, Interrupted):  # it ends already, so one more Ctrl-C has nothing to say, but may hurry it
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os._exit(SIGNALLED + number))
+    if verbose:
+        traceback.print_exc()
+    say(_framed(error), file=sys.stderr)
+    return error.exit_code
 
 
 def _framed(error: SccamError) -> str:

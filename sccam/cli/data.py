@@ -12,6 +12,7 @@ import typer
 
 from sccam.cli.app import FAILED_INPUTS, Verbose, data_app, labels_app
 from sccam.cli.printing import CountReporter, FirstErrors, print_imported, print_survey, print_table
+from sccam.cli.terminal import say
 from sccam.errors import DataError
 
 
@@ -27,7 +28,7 @@ def sample(
 
     started = time.monotonic()
     draw_sample(out, seed=seed) if images is None else draw_sample(out, images=images, seed=seed)
-    print(f"drew the sample set into {out} in {time.monotonic() - started:.1f} s")
+    say(f"drew the sample set into {out} in {time.monotonic() - started:.1f} s")
 
 
 @data_app.command("import")
@@ -70,7 +71,7 @@ def import_(
         on_progress=reporter.progress,
     )
     errors.close()
-    print(json.dumps(done.as_dict(), indent=2, ensure_ascii=False)) if as_json else print_imported(done)
+    say(json.dumps(done.as_dict(), indent=2, ensure_ascii=False)) if as_json else print_imported(done)
     if done.failed:
         raise typer.Exit(FAILED_INPUTS)
 
@@ -88,7 +89,7 @@ def check(
 
     reporter = CountReporter(quiet=as_json)
     found = check_folder(data, workers=worker_count(workers), on_progress=reporter.progress)
-    print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False)) if as_json else print_survey(found)
+    say(json.dumps(found.as_dict(), indent=2, ensure_ascii=False)) if as_json else print_survey(found)
     if found.faults:
         raise typer.Exit(DataError.exit_code)
 
@@ -112,10 +113,10 @@ def split(
     rows = [[name, str(a), str(b)] for name, a, b in zip(done.classes, done.train, done.val, strict=True)]
     print_table("", ["class", "train.txt", "val.txt"], [*rows, ["images", *map(str, done.images)]])
     if done.copies:
-        print(f"{done.copies} images are copies of others and stay on their side")
+        say(f"{done.copies} images are copies of others and stay on their side")
     lone = [name for name, count in zip(done.classes, done.val, strict=True) if not count]
     if lone:
-        print(f"not in val.txt: {', '.join(lone)}; their images all belong together, or there is one only")
+        say(f"not in val.txt: {', '.join(lone)}; their images all belong together, or there is one only")
 
 
 @labels_app.command("convert")
@@ -164,9 +165,9 @@ def convert_labels(
         values=parse_values(map_ or ()),
         layout=layout,
         overwrite=overwrite,
-        on_error=lambda error: print(error.line(), file=sys.stderr),
+        on_error=lambda error: say(error.line(), file=sys.stderr),
         on_progress=reporter.progress,
     )
-    print(json.dumps(done.as_dict(), indent=2) if as_json else done.line())
+    say(json.dumps(done.as_dict(), indent=2) if as_json else done.line())
     if done.failed:
         raise typer.Exit(FAILED_INPUTS)

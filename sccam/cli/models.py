@@ -11,6 +11,7 @@ import typer
 
 from sccam.cli.app import FAILED_INPUTS, Verbose, app
 from sccam.cli.printing import CountReporter, print_results
+from sccam.cli.terminal import say
 from sccam.errors import ParityError
 
 
@@ -66,10 +67,10 @@ def export(
         pamr=pamr,
         engines=EngineOptions(buckets, memory, timing_cache, rebuild) if engine or rebuild else None,
         triton=triton,
-        tell=(lambda text: None) if as_json else print,
+        tell=(lambda text: None) if as_json else say,
     )
     if as_json:
-        print(json.dumps({item.path.name: item.parity.as_dict() for item in exported}, indent=2))
+        say(json.dumps({item.path.name: item.parity.as_dict() for item in exported}, indent=2))
 
 
 @app.command()
@@ -136,7 +137,7 @@ def infer(
         summary = predict_to(
             job, found, out, saves, batch=batch, threads=threads, overwrite=overwrite, on_progress=progress
         )
-    print(json.dumps(asdict(summary), indent=2) if as_json else summary.line())
+    say(json.dumps(asdict(summary), indent=2) if as_json else summary.line())
     if summary.failed:
         raise typer.Exit(FAILED_INPUTS)
 
@@ -164,24 +165,24 @@ def bench(
     if not suites:
         suites = [name for name in SUITES if name not in OF_A_RUN or (run and images and tags)]
         if len(suites) < len(SUITES):
-            print("without --run, --images and --tags: not " + ", ".join(OF_A_RUN), file=sys.stderr)
+            say("without --run, --images and --tags: not " + ", ".join(OF_A_RUN), file=sys.stderr)
     machine, wrong = facts(device), 0
     results = Path("benchmarks/results")
     if out is None and not quick:
         out = (results if results.is_dir() else Path()) / file_name(device)
     if not as_json:
         rates = machine["ceilings"]
-        print(f"{machine['device']}: {rates['gflops']:,.0f} GFLOP/s fp32, {rates['gflops_bf16']:,.0f} bf16, "
+        say(f"{machine['device']}: {rates['gflops']:,.0f} GFLOP/s fp32, {rates['gflops_bf16']:,.0f} bf16, "
               f"{rates['gbytes']:,.0f} GB/s")  # fmt: skip
     for table in run_suites(suites, options):
         wrong += sum(row.wrong for row in table)
         if as_json:
-            print("\n".join(json.dumps(row.as_dict()) for row in table), flush=True)
+            say("\n".join(json.dumps(row.as_dict()) for row in table), flush=True)
         else:
             print_results(table, machine["ceilings"])
         if out is not None:  # after every table, so that an end before the last loses none
             record(table, out, machine)
     if out is not None and not as_json:
-        print(f"figures       {out}")
+        say(f"figures       {out}")
     if wrong:
         raise ParityError(f"{wrong} rows have results that differ from the reference by more than their limit")

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sccam.cli.terminal import say, visible
 from sccam.errors import SccamError
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ class CountReporter:
         now = time.monotonic()
         if now - self.told_at >= self.SECONDS:
             self.told_at = now
-            text = f"{done} images, {done / (now - self.started):.1f} a second" + (f", {failed} failed" * bool(failed))
+            rate = done / max(1e-6, now - self.started)
+            text = f"{done} images, {rate:.1f} a second" + (f", {failed} failed" * bool(failed))
             self.message(text)
 
     def message(self, text: str) -> None:
         """A line of its own."""
         if not self.quiet:
-            print(text, file=sys.stderr)
+            say(text, file=sys.stderr)
 
 
 class FirstErrors:
@@ -46,12 +48,12 @@ class FirstErrors:
     def __call__(self, error: SccamError) -> None:
         self.count += 1
         if self.count <= self.SHOWN:
-            print(error.line(), file=sys.stderr)
+            say(error.line(), file=sys.stderr)
 
     def close(self) -> None:
         """Tells how many were not shown."""
         if self.count > self.SHOWN:
-            print(f"... and {self.count - self.SHOWN} more", file=sys.stderr)
+            say(f"... and {self.count - self.SHOWN} more", file=sys.stderr)
 
 
 class LineReporter:
@@ -96,7 +98,7 @@ class LineReporter:
 
     def message(self, text: str) -> None:
         """A line of its own."""
-        self._line(f"\r\x1b[2K{text}" if self.living else text)
+        self._line(f"\r\x1b[2K{visible(text)}" if self.living else visible(text))
 
     def _line(self, text: str) -> None:
         self._write(text + "\n")
@@ -137,11 +139,11 @@ def print_scores(scores: dict[str, Any], folder: Path) -> None:
         print_table("", ["stage", "column", "setting", "split", "images", "tags given", "mIoU", "F"], rows)
     total = sum(scores["seconds"].values())
     memory = scores["peak_memory_mb"]
-    print(f"{duration(total)} in all" + (f", peak memory {memory:.0f} MB" if memory else ""))
+    say(f"{duration(total)} in all" + (f", peak memory {memory:.0f} MB" if memory else ""))
     for name in ("overview.png", "scores.json", "pseudo_labels", "segmenter.safetensors"):
         if (folder / name).exists():  # a run may end before
-            print(f"{name.partition('.')[0].replace('_', ' '):13} {folder / name}")
-    print(f"next: sccam report {folder}")
+            say(f"{name.partition('.')[0].replace('_', ' '):13} {folder / name}")
+    say(f"next: sccam report {folder}")
 
 
 def print_results(table: list[Any], ceilings: dict[str, float]) -> None:
@@ -180,25 +182,25 @@ def print_survey(found: Any) -> None:
                 for name, train, val in found.balance]  # fmt: skip
         print_table("", ["class", "train", "val", "% of mask pixels" if shares else ""], rows)
     lists = ", ".join(f"{count} {name}" for name, count in found.images.items())
-    print(f"images      {lists or 'not known'}; {found.masks} masks, for measuring only")
+    say(f"images      {lists or 'not known'}; {found.masks} masks, for measuring only")
     if found.sizes:
         small, middle, large = (f"{width} x {height}" for height, width in found.sizes)
         modes = ", ".join(f"{count} {mode}" for mode, count in found.modes.items())
-        print(f"sizes       {small} px the smallest, {middle} the median, {large} the largest; {modes}")
+        say(f"sizes       {small} px the smallest, {middle} the median, {large} the largest; {modes}")
     meet = sorted(found.pairs, key=lambda pair: -pair[2])[:5]
     if meet:
-        print("together    " + "; ".join(f"{a} with {b}: {both} images" for a, b, both, _ in meet))
+        say("together    " + "; ".join(f"{a} with {b}: {both} images" for a, b, both, _ in meet))
     if found.minutes:
-        print(f"estimate    {found.minutes:.0f} minutes on two cores and {found.gigabytes:.1f} GB for `sccam train -c "
+        say(f"estimate    {found.minutes:.0f} minutes on two cores and {found.gigabytes:.1f} GB for `sccam train -c "
               "photos`, from rates measured on small photographs; a GPU takes far less")  # fmt: skip
     for line in found.advice:
-        print(f"advice      {line}")
+        say(f"advice      {line}")
     for kind, places in found.notes.items():
-        print(f"note        {kind}: {shown(places)}")
+        say(f"note        {kind}: {shown(places)}")
     for kind, places in found.faults.items():
-        print(f"FAULT       {kind}: {shown(places)}")
+        say(f"FAULT       {kind}: {shown(places)}")
     count = sum(map(len, found.faults.values()))
-    print(f"{count} faults: sccam train refuses this folder" if count else "no fault: sccam train takes this folder")
+    say(f"{count} faults: sccam train refuses this folder" if count else "no fault: sccam train takes this folder")
 
 
 def print_imported(done: Imported) -> None:
@@ -208,31 +210,31 @@ def print_imported(done: Imported) -> None:
     names = {1: "train", 2: "val", 3: "in no list"}
     print_table("", ["class", *(names[n] for n in columns)], [[row[0], *(row[n] for n in columns)] for row in rows])
     if done.masks:
-        print(f"{done.masks} masks, for measuring only")
+        say(f"{done.masks} masks, for measuring only")
     if done.copied:
-        print(f"{done.copied} images were copied, because they could not be linked or --copy was given")
+        say(f"{done.copied} images were copied, because they could not be linked or --copy was given")
     if done.untagged:
-        print(f"{done.untagged} images carry none of the classes (kept as negatives, or left out without --negatives)")
+        say(f"{done.untagged} images carry none of the classes (kept as negatives, or left out without --negatives)")
     if done.other_tags:
         shown = ", ".join(f"{name} ({count})" for name, count in list(done.other_tags.items())[:5])
-        print(f"not among the classes: {shown}{', ...' if len(done.other_tags) > 5 else ''}")
+        say(f"not among the classes: {shown}{', ...' if len(done.other_tags) > 5 else ''}")
     if done.unseen:
-        print(f"left out, no training image shows them: {', '.join(done.unseen)}")
+        say(f"left out, no training image shows them: {', '.join(done.unseen)}")
     if done.hint:
-        print(f"note  {done.hint}")
+        say(f"note  {done.hint}")
     if done.failed:
-        print(f"{done.failed} entries failed")
-    print(f"next: sccam data check {done.out}")
+        say(f"{done.failed} entries failed")
+    say(f"next: sccam data check {done.out}")
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, box=None, header_style="bold")
+    table = Table(title=visible(title) or None, box=None, header_style="bold")
     for name in header:
-        table.add_column(name)
+        table.add_column(visible(name))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     width = None if sys.stdout.isatty() else 120  # a pipe has no width of its own
     Console(width=width, markup=False, emoji=False).print(table)  # a class may be called [red] or :bee:

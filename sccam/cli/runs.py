@@ -11,6 +11,7 @@ import typer
 
 from sccam.cli.app import FAILED_INPUTS, Verbose, app
 from sccam.cli.printing import LineReporter, percent, print_scores, print_table
+from sccam.cli.terminal import say
 
 
 @app.command()
@@ -40,14 +41,14 @@ def train(
     overrides = [*(set_ or []), *(["run.deterministic=true"] if deterministic else [])]
     if dry_run:
         plan = run.plan(data, config, overrides)
-        print(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else run.plan_text(plan, folder))
+        say(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else run.plan_text(plan, folder))
         return
     callbacks = [TensorBoard(folder / "events")] if tensorboard else []
     scores = run.train(
         data, config, folder, overrides, resume=resume, overwrite=overwrite, reporter=reporter, callbacks=callbacks
     )
     if as_json:
-        print(json.dumps(scores, indent=2, ensure_ascii=False))
+        say(json.dumps(scores, indent=2, ensure_ascii=False))
     else:
         print_scores(scores, folder)
 
@@ -68,19 +69,19 @@ def ablate(
 
     def reporter(name: str) -> LineReporter:
         if not as_json:
-            print(f"== {name}", file=sys.stderr)
+            say(f"== {name}", file=sys.stderr)
         return LineReporter(quiet=as_json)
 
     plan = module.read_ablation(file, data, first_seeds=seeds)
     result = module.ablate(plan, out, jobs=jobs, reporter_of=reporter, train_missing=not report_only)
     if as_json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        say(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         header, lines = module.table(result)
         print_table("mIoU in %, mean ± deviation over seeds (difference to the baseline, 95 %)", header, lines)
-        print(f"figures       {out / 'ablation.json'}")
+        say(f"figures       {out / 'ablation.json'}")
     for name, error in result["errors"].items():
-        print(f"failed: {name}: {error}", file=sys.stderr)
+        say(f"failed: {name}: {error}", file=sys.stderr)
     if result["errors"]:
         raise typer.Exit(FAILED_INPUTS)
 
@@ -98,7 +99,7 @@ def report(
     """Writes a page to look at: every stage of every image, sub-categories, curves, tables."""
     from sccam.report.page import write_report
 
-    print(write_report(run, out, data=data, ablation=ablation, bench=bench, images=images))
+    say(write_report(run, out, data=data, ablation=ablation, bench=bench, images=images))
 
 
 @app.command("eval")
@@ -119,9 +120,9 @@ def evaluate(
         ("without_truth", "predictions no truth"),
     ):
         if result[key]:
-            print(f"note: {len(result[key])} {text} and are not scored, {result[key][0]} the first", file=sys.stderr)
+            say(f"note: {len(result[key])} {text} and are not scored, {result[key][0]} the first", file=sys.stderr)
     if as_json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        say(json.dumps(result, indent=2, ensure_ascii=False))
         return
     rows = [
         [name, percent(result["iou"][name]), percent(result["precision"][name]), percent(result["recall"][name])]

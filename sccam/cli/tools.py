@@ -10,6 +10,7 @@ import typer
 
 from sccam.cli.app import Verbose, app, weights_app
 from sccam.cli.printing import print_table
+from sccam.cli.terminal import say
 from sccam.errors import BackendUnavailable
 
 
@@ -23,14 +24,14 @@ def doctor(
 
     findings = module.examine(module.probe())
     if as_json:
-        print(module.as_json(findings))
+        say(module.as_json(findings))
     else:
         print_table("", ["", "", "found", "to mend it"], [[f.name, f.state, f.found, f.fix] for f in findings])
     faults = [finding.name for finding in findings if finding.state == "fault"]
     if faults:
         raise typer.Exit(BackendUnavailable.exit_code)
     if not as_json:
-        print("nothing here will fail; notes are about what is not needed for everything")
+        say("nothing here will fail; notes are about what is not needed for everything")
 
 
 @app.command("inspect")
@@ -44,11 +45,11 @@ def inspect_(
 
     facts = inspect(file)
     if as_json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        say(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     width = max(map(len, facts))
     for name, text in facts.items():
-        print(f"{name:<{width}}  {text}")
+        say(f"{name:<{width}}  {text}")
 
 
 @weights_app.command("import")
@@ -62,6 +63,6 @@ def import_(
     from sccam.nets.convert import import_weights
 
     done = import_weights(file, out, backbone)
-    print(f"{done.path}: {done.tensors} tensors, {done.parameters / 1e6:.1f} million numbers, all of {backbone}'s")
-    print(f"sha256 {done.sha256}")
-    print(f'use it with --set network.backbone={backbone} --set "network.weights={done.path}"')
+    say(f"{done.path}: {done.tensors} tensors, {done.parameters / 1e6:.1f} million numbers, all of {backbone}'s")
+    say(f"sha256 {done.sha256}")
+    say(f'use it with --set network.backbone={backbone} --set "network.weights={done.path}"')

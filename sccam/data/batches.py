@@ -7,7 +7,7 @@ continues with exactly the views it would have seen, whatever the number of thre
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -64,7 +64,7 @@ class BatchLoader:
         """Batches in an epoch."""
         return len(self.images) // self.batch
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[TrainingBatch, None, None]:
         """The batches of one epoch, from `first_step` on.
 
         Raises:

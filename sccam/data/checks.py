@@ -9,7 +9,7 @@ import numpy as np
 
 from sccam.data.images import image_size
 from sccam.data.masks import check_mask, mask_size, read_mask
-from sccam.data.text import nearest, quoted
+from sccam.data.text import nearest, quoted, short
 from sccam.errors import DataError, MaskError
 from sccam.structures import Dataset, TaggedImages
 
@@ -30,7 +30,7 @@ def check_names(classes: Sequence[str], places: Sequence[str]) -> None:
             )
         if ":" in name or not name.isprintable():
             raise DataError(
-                f"class name {name!r} has a character that labelmap.txt cannot hold",
+                f"class name {short(name)} has a character that labelmap.txt cannot hold",
                 where=place,
                 fix="rename the class",
             )
@@ -39,6 +39,8 @@ def check_names(classes: Sequence[str], places: Sequence[str]) -> None:
 def check_classes(train: TaggedImages, where: object) -> None:
     """Refuses tags from which no class can be learnt: a class without images, or nothing to compare a class with."""
     present = train.labels.present
+    if not train.classes:
+        raise DataError("no image has a tag", where=where, fix="name the classes that each image shows")
     unseen = [train.classes[c] for c in np.flatnonzero(~np.any(present, axis=0))]
     if unseen:
         raise DataError(
@@ -59,7 +61,7 @@ def check_tag(tag: str, classes: Sequence[str], listed_in: object, where: str) -
     """Refuses a tag that is no class, and offers the nearest name."""
     if tag not in classes:
         raise DataError(
-            f"unknown tag {tag!r}",
+            f"unknown tag {short(tag)}",
             where=where,
             why=nearest(tag, classes) or f"it is not among the {len(classes)} classes in {listed_in}",
             fix=f"correct the tag, or add it to {listed_in}",

@@ -21,12 +21,13 @@ from pathlib import Path
 
 from sccam.data.checks import check_classes, check_mask_sizes, check_names, everywhere
 from sccam.data.images import IMAGE_SUFFIXES
-from sccam.data.tags import Names, TaggedRow, read_rows, tagged_images, with_known_tags
+from sccam.data.tags import Names, TaggedRow, read_rows, tagged_images, tags_in_use, with_known_tags
 from sccam.data.text import as_text, read_lines
 from sccam.errors import DataError
 from sccam.structures import MAX_CLASSES, Dataset, TrueMasks
 
 MASK_FOLDER = "masks"
+LONGEST_ID = 250  # [bytes] of a part; file systems allow 255, and five go to a suffix
 _NOT_IMAGES = frozenset({MASK_FOLDER, "parts"})  # folders of PNGs that are no photographs
 
 
@@ -51,7 +52,7 @@ def read_folder(
         DataError: the first thing that is wrong, with file and line.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError("no such folder", where=root, fix="give the folder that holds the images")
     image_root = root / "images" if (root / "images").is_dir() else root
     images = find_images(image_root, _NOT_IMAGES if image_root == root else frozenset())
@@ -60,8 +61,9 @@ def read_folder(
 
     rows, source = read_rows(root, image_root, images, tags_file)
     if classes is None:
-        classes = tuple(sorted({tag for row in rows for tag in row.tags}))
-        check_names(classes, [row.where for row in rows[:1]] * len(classes))
+        places = tags_in_use(rows)
+        classes = tuple(sorted(places))
+        check_names(classes, [places[name] for name in classes])
     rows = [with_known_tags(row, classes, classes_path, allow_negative) for row in rows]
     if len(classes) > MAX_CLASSES:
         raise DataError(
@@ -75,6 +77,7 @@ def read_folder(
     every = tuple(row.id for row in rows)
     train_ids, val_ids = _read_splits(root, names, every, source) if lists else (every, ())
     by_id = {row.id: row for row in rows}
+    _check_lengths([*train_ids, *val_ids], images)
     train = tagged_images("train", train_ids, images, by_id, classes)
     val = tagged_images("val", val_ids, images, by_id, classes)
     check_classes(train, source)
@@ -109,7 +112,8 @@ def find_images(image_root: Path, leave_out: Collection[str] = ()) -> dict[str, 
     Folders of the names `leave_out` directly below `image_root` are no images, and hidden ones nowhere are.
     """
     found: list[Path] = []
-    for folder, folders, files in os.walk(image_root):  # links to folders are not followed, so no loop is endless
+    # Links to folders are not followed, so no loop is endless.
+    for folder, folders, files in os.walk(image_root, onerror=_refuse_folder):
         unwanted = leave_out if Path(folder) == image_root else ()
         folders[:] = [name for name in folders if not name.startswith(".") and name not in unwanted]
         found += [Path(folder, name) for name in files if not name.startswith(".") and _is_image(name)]
@@ -121,11 +125,24 @@ def find_images(image_root: Path, leave_out: Collection[str] = ()) -> dict[str, 
             why=f"none of its files ends with {' '.join(sorted(IMAGE_SUFFIXES))}",
             fix="give the folder that holds images/ and tags.csv",
         )
-    full = [as_text(path.relative_to(image_root).as_posix()) for path in found]
-    ids = [name.rpartition(".")[0] for name in full]
-    while clashes := {name for name, count in Counter(ids).items() if count > 1}:
-        ids = [whole if name in clashes else name for name, whole in zip(ids, full, strict=True)]
+    full = _made_different([as_text(path.relative_to(image_root).as_posix()) for path in found])
+    stems = [name.rpartition(".")[0] for name in full]
+    taken = Counter(stems) + Counter(full)  # a.png must not be the id of a.png.jpg beside a.png
+    ids = [stem if taken[stem] == 1 else whole for stem, whole in zip(stems, full, strict=True)]
     return dict(zip(ids, found, strict=True))
+
+
+def _made_different(names: list[str]) -> list[str]:
+    """Names of files that read alike once their bytes are written out get a number behind them."""
+    seen: Counter[str] = Counter()
+    for n, name in enumerate(names):
+        seen[name] += 1
+        names[n] = name if seen[name] == 1 else f"{name}~{seen[name]}"
+    return names
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"the folder cannot be read: {error.strerror}", where=error.filename) from error
 
 
 def _is_image(name: str) -> bool:
@@ -172,9 +189,22 @@ def _read_list(path: Path, names: Names, tagged: set[str], source: Path) -> dict
     return places
 
 
+def _check_lengths(ids: Sequence[str], images: Mapping[str, Path]) -> None:
+    """Refuses names that would not do for the files of a run, which would fail in the middle of it."""
+    for image_id in ids:
+        longest = max(len(part.encode()) for part in image_id.split("/"))
+        if longest > LONGEST_ID:
+            raise DataError(
+                f"a name of {longest} bytes is too long for the files of a run; at most {LONGEST_ID} will do",
+                where=images[image_id],
+                why="bytes that are no UTF-8 count four each" if "\\x" in image_id else None,
+                fix="give the file a shorter name",
+            )
+
+
 def _find_masks(root: Path, ids: Iterable[str]) -> dict[str, Path]:
     masks = {image_id: root / MASK_FOLDER / f"{image_id}.png" for image_id in ids}
-    return {image_id: path for image_id, path in masks.items() if path.is_file()}
+    return {image_id: path for image_id, path in masks.items() if os.path.isfile(path)}
 
 
 def _left_out(

@@ -38,7 +38,7 @@ from PIL import (  # naming the plugins registers these readers only; Image.open
 from PIL.ExifTags import Base as ExifTag
 from PIL.Image import Transpose
 
-from sccam.errors import DataError, ImageError
+from sccam.errors import DataError, ImageError, SccamError
 from sccam.structures import ByteArray
 
 FORMATS = tuple(  # MPO is opened by the JPEG reader, and registers none of its own
@@ -139,7 +139,7 @@ def opened(
         with _Clamped(io.FileIO(path)) as file, Image.open(file, formats=list(formats)) as image:
             _check_size(image.size, max_pixels, path, error)
             yield image
-    except DataError:
+    except SccamError:  # a second Ctrl-C among them
         raise
     except FileNotFoundError:
         raise error("the file is missing", where=path, why="it was moved, or its name is misspelt") from None
@@ -198,6 +198,8 @@ def _orientation(image: Image.Image) -> int:
     try:
         found = Image.Image.getexif(image).get(ExifTag.Orientation, 1)
         return int(found) if found in _UPRIGHT else 1  # not int("6"): what is no number turns no TIFF, either
+    except SccamError:
+        raise
     except Exception:
         return 1
 

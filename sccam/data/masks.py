@@ -34,6 +34,9 @@ def read_mask(path: Path | str, *, class_count: int | None = None) -> ByteArray:
     """
     path = Path(path)
     with opened(path, formats=MASK_FORMATS, error=MaskError) as image:
+        if image.format == "PNG":  # whose checksums Pillow does not compare while it decodes
+            image.verify()
+    with opened(path, formats=MASK_FORMATS, error=MaskError) as image:
         image.load()
         index = _indices(image, path)
     if class_count is not None:
@@ -164,9 +167,8 @@ def _check_palette(image: Image.Image, index: ByteArray, path: Path) -> None:
     meant = _voc_index(colours[used])
     moved = [(value, int(mean)) for value, mean in zip(used, meant, strict=True) if value != mean]
     # Grey palettes share three colours with VOC's; only a shade with a hue shows that VOC's was meant.
-    hues = [value for value, _ in moved if np.ptp(colours[value]) > 0]
-    if hues and (meant >= 0).all():
-        value, mean = next(pair for pair in moved if pair[0] == hues[0])
+    if moved and (meant >= 0).all() and any(np.ptp(colours[value]) > 0 for value in used):
+        value, mean = max(moved, key=lambda pair: int(np.ptp(colours[pair[0]])))
         raise MaskError(
             f"palette index {value} has the VOC colour of class index {mean}",
             where=path,

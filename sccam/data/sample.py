@@ -13,7 +13,9 @@ sub-categories that clustering should find.
 from __future__ import annotations
 
 import colorsys
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from sccam.data.masks import write_mask
 from sccam.errors import DataError
 from sccam.structures import ByteArray
 
+FOLDERS = ("images", "masks", "parts")
+FILES = ("classes.txt", "tags.csv", "train.txt", "val.txt", "looks.json")
 TELLING, BODY = 1, 2
 LOOKS = 3
 _FINE = 3  # supersampling: shapes are drawn this many times larger, the image averaged, the masks sampled
@@ -76,12 +80,24 @@ def draw_sample(
     if images < 2 * len(CLASSES):
         raise ValueError(f"{images} images are too few; {len(CLASSES)} classes need at least {2 * len(CLASSES)}")
 
+    try:
+        _write(out, images, seed, sizes, pair_share)
+    except BaseException:  # half of a set would be in the way of the next try; the folder was empty
+        for name in FOLDERS:
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in FILES:
+            with suppress(OSError):
+                (out / name).unlink()
+        raise
+
+
+def _write(out: Path, images: int, seed: int, sizes: tuple[int, int], pair_share: float) -> None:
     tags, looks = ["image,tags"], {}
     lists: dict[str, list[str]] = {"train": [], "val": []}
     for n in range(images):
         image_id = f"{n:04d}"
         picture, index, parts, objects = _draw_image(n, np.random.default_rng([seed, n]), sizes, pair_share)
-        for folder in ("images", "masks", "parts"):
+        for folder in FOLDERS:
             (out / folder).mkdir(parents=True, exist_ok=True)
         with replacing(out / "images" / f"{image_id}.png") as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")

@@ -16,6 +16,7 @@ import numpy as np
 
 from sccam.artifacts import sha256, write_text
 from sccam.data.folder import read_folder
+from sccam.data.text import one_line
 from sccam.errors import ConfigError, DataError
 from sccam.structures import BoolArray, IntArray
 
@@ -63,7 +64,7 @@ def split_folder(
         raise DataError("all images belong together, so they cannot be split", where=root, fix="use another --group-by")
     for name, side in zip(LISTS, (~in_val, in_val), strict=True):
         ids = [id for id, there in zip(images.ids, side, strict=True) if there]
-        write_text(root / name, "".join(f"{id}\n" for id in ids))
+        write_text(root / name, "".join(f"{one_line(id)}\n" for id in ids))
     counts = [images.labels.present[side].sum(axis=0) for side in (~in_val, in_val)]
     return Split(
         images.classes, tuple(counts[0].tolist()), tuple(counts[1].tolist()),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from sccam.data.checks import check_tag
-from sccam.data.text import as_text, nearest, read_text
+from sccam.data.text import as_text, nearest, one_line, read_text, short
 from sccam.errors import DataError
 from sccam.structures import LabelSet, TaggedImages
+
+_DECODER = json.JSONDecoder(parse_int=float)  # int() refuses numbers of thousands of digits
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,7 @@ class TaggedRow:
     id: str
     tags: tuple[str, ...]
     where: str  # file:line
+    by_spaces: bool = False  # the tags were told apart by spaces alone, so they may be one name with spaces
 
 
 class FindsImage(Protocol):
@@ -46,12 +51,14 @@ class Names:
     """Which image a name in a tag file or list means: its id, its path below the image folder or below the root."""
 
     def __init__(self, images: Mapping[str, Path], image_root: Path):
-        self.ids: dict[str, str] = {}
-        for image_id, path in images.items():
-            below = as_text(path.relative_to(image_root).as_posix())
-            for name in (image_id, below, f"{image_root.name}/{below}"):
-                self.ids.setdefault(name, image_id)
-        self.ids.update({image_id: image_id for image_id in images})
+        below = {image_id: as_text(path.relative_to(image_root).as_posix()) for image_id, path in images.items()}
+        self.ids: dict[str, str] = {image_id: image_id for image_id in images}
+        for image_id, name in below.items():
+            self.ids.setdefault(name, image_id)
+        for image_id, name in below.items():
+            self.ids.setdefault(f"{image_root.name}/{name}", image_id)
+        for name in [name for name in self.ids if one_line(name) != name]:
+            self.ids.setdefault(one_line(name), self.ids[name])
 
     def find(self, name: str, where: str) -> str:
         """The id of the image that `name` means; DataError with the place if there is none."""
@@ -59,7 +66,7 @@ class Names:
             if form in self.ids:
                 return self.ids[form]
         raise DataError(
-            f"no image {name!r}",
+            f"no image {short(name)}",
             where=where,
             why=nearest(name, self.ids) or "the file is missing, or the name is misspelt",
             fix="add the file below the image folder, or remove the line",
@@ -107,7 +114,7 @@ def read_tag_file(path: Path, names: FindsImage) -> list[TaggedRow]:
 
 def _rows_of_csv(path: Path, names: FindsImage) -> list[TaggedRow]:
     text = read_text(path)
-    first_line = text.partition("\n")[0].strip()
+    first_line = re.split("[\r\n]", text, maxsplit=1)[0].strip()  # a lone \r ended lines on old Macs
     delimiter = next((mark for mark in ",;\t" if mark in first_line), ",")  # spreadsheets of some countries write ;
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[TaggedRow] = []
@@ -121,12 +128,13 @@ def _rows_of_csv(path: Path, names: FindsImage) -> list[TaggedRow]:
             elif any(field.strip() for field in fields):
                 if len(fields) != 2:
                     raise DataError(
-                        f"{len(fields)} fields, expected 2: {delimiter.join(fields)!r}",
+                        f"{len(fields)} fields, expected 2: {short(delimiter.join(fields))}",
                         where=where,
                         why="no comma behind the image" if len(fields) < 2 else "tags are separated by bare commas",
                         fix="write IMAGE,TAG TAG TAG with spaces between the tags, or quote the tags",
                     )
-                rows.append(TaggedRow(names.find(fields[0], where), _split_tags(fields[1]), where))
+                tags, by_spaces = _split_tags(fields[1])
+                rows.append(TaggedRow(names.find(fields[0], where), tags, where, by_spaces))
     except csv.Error as error:
         raise DataError(
             f"not valid CSV: {error}", where=f"{path}:{line}", why="a quotation mark that is never closed"
@@ -146,42 +154,66 @@ def _check_header(fields: Sequence[str], first_line: str, where: str) -> None:
         )
 
 
-def _split_tags(cell: str) -> tuple[str, ...]:
-    """A cell with ; | or commas may hold names with spaces; otherwise spaces separate."""
+def _split_tags(cell: str) -> tuple[tuple[str, ...], bool]:
+    """The tags of a cell: one with ; | or commas may hold names with spaces; otherwise spaces separate, and it is
+    told that they did."""
     marks = [mark for mark in ";|," if mark in cell]
     for mark in marks:
         cell = cell.replace(mark, ";")
     parts = cell.split(";") if marks else cell.split()
-    return tuple(part.strip() for part in parts if part.strip())
+    return tuple(part.strip() for part in parts if part.strip()), not marks
 
 
 def _rows_of_json(path: Path, names: FindsImage) -> list[TaggedRow]:
     text = read_text(path)
+    rows: list[TaggedRow] = []
     try:
-        # Pairs, not a dict: of two equal keys a dict would drop the first in silence.
-        pairs: Any = json.loads(text, object_pairs_hook=lambda found: found)
+        if not text.lstrip().startswith("{"):
+            _DECODER.decode(text)
+            raise DataError("not a JSON object", where=path, fix='write {"IMAGE": ["TAG", ...], ...}')
+        for name, tags, line in _members(text):
+            where = f"{path}:{line}"
+            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+                raise DataError(
+                    f"the tags of {short(name)} are not a list of names",
+                    where=where,
+                    fix='write "IMAGE": ["TAG", ...]',
+                )
+            rows.append(TaggedRow(names.find(name, where), tuple(tag.strip() for tag in tags if tag.strip()), where))
     except json.JSONDecodeError as error:
         raise DataError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from error
     except RecursionError:
         raise DataError("nested too deeply", where=path, fix='write {"IMAGE": ["TAG", ...], ...}') from None
-    if not text.lstrip().startswith("{"):
-        raise DataError("not a JSON object", where=path, fix='write {"IMAGE": ["TAG", ...], ...}')
-    rows: list[TaggedRow] = []
-    for name, tags in pairs:
-        where = f"{path}:{_line_of(name, text)}"
-        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise DataError(
-                f"the tags of {name!r} are not a list of names",
-                where=where,
-                fix=f'write {json.dumps(name)}: ["TAG", ...]',
-            )
-        rows.append(TaggedRow(names.find(name, where), tuple(tag.strip() for tag in tags if tag.strip()), where))
     return rows
 
 
-def _line_of(key: str, text: str) -> int:
-    place = max(text.rfind(json.dumps(key)), text.rfind(json.dumps(key, ensure_ascii=False)), 0)
-    return text.count("\n", 0, place) + 1
+def _members(text: str) -> Iterator[tuple[str, Any, int]]:
+    """Name, value and line of each member of a JSON object; of equal names, a dict would keep the last in silence."""
+
+    def space(at: int) -> int:
+        found = _SPACE.match(text, at)
+        return found.end() if found else at
+
+    def behind(at: int, mark: str) -> int:
+        if not text.startswith(mark, space(at)):
+            raise json.JSONDecodeError(f"expected {mark}", text, space(at))
+        return space(space(at) + 1)
+
+    at, line, counted = behind(0, "{"), 1, 0
+    while not text.startswith("}", at):
+        line, counted = line + text.count("\n", counted, at), at
+        if not text.startswith('"', at):
+            raise json.JSONDecodeError("expected a name in double quotation marks", text, at)
+        name, at = _DECODER.raw_decode(text, at)
+        value, at = _DECODER.raw_decode(text, behind(at, ":"))
+        yield name, value, line
+        at = space(at)
+        if not text.startswith("}", at):
+            at = behind(at, ",")
+            if text.startswith("}", at):
+                raise json.JSONDecodeError("a comma before the end", text, at)
+    if behind(at, "}") < len(text):
+        raise json.JSONDecodeError("text behind the end", text, behind(at, "}"))
 
 
 def _rows_of_class_folders(image_root: Path, images: Mapping[str, Path]) -> list[TaggedRow]:
@@ -203,10 +235,21 @@ def _rows_of_class_folders(image_root: Path, images: Mapping[str, Path]) -> list
     return [TaggedRow(image_id, (as_text(parts[0]),), str(images[image_id])) for image_id, parts in inside.items()]
 
 
+def tags_in_use(rows: Sequence[TaggedRow]) -> dict[str, str]:
+    """Every tag and where it is first written; a cell that is elsewhere one name with spaces is that name."""
+    named = {tag for row in rows if not row.by_spaces for tag in row.tags}
+    places: dict[str, str] = {}
+    for row in rows:
+        joined = " ".join(row.tags)
+        for tag in (joined,) if row.by_spaces and joined in named else row.tags:
+            places.setdefault(tag, row.where)
+    return places
+
+
 def with_known_tags(row: TaggedRow, classes: tuple[str, ...], classes_path: Path, allow_negative: bool) -> TaggedRow:
-    """The row with its tags checked; a class name with spaces is put together again."""
+    """The row with its tags checked; a class name with spaces is put together again, where spaces separated it."""
     joined = " ".join(row.tags)
-    if joined in classes:  # one name with spaces
+    if row.by_spaces and joined in classes:
         return TaggedRow(row.id, (joined,), row.where)
     if not row.tags and not allow_negative:
         raise DataError(

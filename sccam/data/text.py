@@ -45,6 +45,16 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return f"a misspelling of {lower[found[0]]!r}" if found else None
 
 
+def one_line(name: str) -> str:
+    """The name as lists have it, which are one name a line: line breaks in it are written out."""
+    return name.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def short(name: str, most: int = 80) -> str:
+    """The name in quotation marks, cut where it would fill a screen."""
+    return repr(name) if len(name) <= most else f"{name[:most]!r}... ({len(name)} characters)"
+
+
 def quoted(names: Sequence[str]) -> str:
     """The names in quotation marks, for a message."""
     return ", ".join(map(repr, names))

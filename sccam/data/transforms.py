@@ -14,14 +14,14 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from sccam.errors import ConfigError
-from sccam.structures import IGNORE, ByteArray
+from sccam.structures import IGNORE, LONGEST_SIDE, MOST_SCALE, ByteArray
 
 
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
     """Settings of a random view. `long_side` wins over `scales` where both are given."""
 
-    crop: int = field(default=224, metadata={"min": 16})  # [px]
+    crop: int = field(default=224, metadata={"min": 16, "max": 4096})  # [px]
     long_side: tuple[int, ...] = (256, 512)  # [px] (low, high), uniform; () leaves the size to `scales`
     scales: tuple[float, ...] = ()  # one of these factors at random; () keeps the size
     flip: bool = True
@@ -29,10 +29,14 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         sides = self.long_side
-        if len(sides) not in (0, 2) or any(side < 1 for side in sides) or list(sides) != sorted(sides):
-            raise ConfigError(f"long_side {list(sides)} is not [low, high] in pixels, nor []")
-        if any(scale <= 0 for scale in self.scales):
-            raise ConfigError(f"scales {list(self.scales)} must be positive factors")
+        if (
+            len(sides) not in (0, 2)
+            or any(not 1 <= side <= LONGEST_SIDE for side in sides)
+            or list(sides) != sorted(sides)
+        ):
+            raise ConfigError(f"long_side {list(sides)} is not [low, high] in 1 to {LONGEST_SIDE} pixels, nor []")
+        if any(not 0 < scale <= MOST_SCALE for scale in self.scales):
+            raise ConfigError(f"scales {list(self.scales)} must be factors in (0, {MOST_SCALE:g}]")
         if len(self.jitter) not in (0, 4) or any(not 0 <= amount <= 1 for amount in self.jitter):
             raise ConfigError(f"jitter {list(self.jitter)} is not four amounts in [0, 1], nor []")
 

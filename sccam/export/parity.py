@@ -69,8 +69,10 @@ class Parity:
         return not self.failures
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a manifest."""
-        return {"passed": self.passed, **asdict(self)}
+        """Plain values for a manifest; None for an error that is infinite, which JSON has no word for."""
+        errors = {name: {key: _or_none(value) for key, value in found.items()} for name, found in self.errors.items()}
+        known = {"relative_error": _or_none(self.relative_error), "errors": errors}
+        return {"passed": self.passed, **asdict(self), **known}
 
     def line(self) -> str:
         """One line for a person."""
@@ -79,6 +81,10 @@ class Parity:
             f"error {self.relative_error:.1e} of the range, agreement {100 * self.agreement:.2f} %{speed}"
             f" ({self.images} images, {len(self.cases)} shapes)" + ("" if self.passed else " FAILED")
         )
+
+
+def _or_none(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def measure_parity(

@@ -13,15 +13,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from sccam.artifacts import RunFolder, read_json
+from sccam.artifacts import RunFolder
 from sccam.data.images import IMAGE_SUFFIXES, read_image
 from sccam.errors import ConfigError, DataError, ParityError, RunFolderError
 from sccam.export.int8 import CALIBRATION_IMAGES
 from sccam.export.network import PARITY_IMAGES, EngineOptions, Exported, Tell, export_network
 from sccam.export.precision import PRECISIONS
+from sccam.export.to_tensorrt import tensorrt_library
 from sccam.export.triton import write_triton
 from sccam.nets.compute import Compute
 from sccam.nets.saved import load_network
+from sccam.runtime.gpu import gpu_facts
 from sccam.structures import ByteArray
 
 NETWORKS = ("cam_net", "affinity_net", "segmenter")
@@ -61,11 +63,15 @@ def export_run(
         RunFolderError: no run, or one whose networks are not all trained.
         DataError: no images to compare with.
         ParityError: some file did not pass; those that did are there.
+        BackendUnavailable: engines are asked for, and TensorRT or a GPU is missing.
     """
     _known(networks, NETWORKS, "network")
     _known(precisions, PRECISIONS, "precision")
     if pamr and not labels:
         raise ConfigError("the refinement inside the graph ends in labels", fix="add --labels, or leave out --pamr")
+    if engines is not None:  # what is missing is said before minutes of work
+        tensorrt_library()
+        gpu_facts()
     folder = RunFolder(run)
     state = folder.state()
     if "schema" not in state:
@@ -140,7 +146,7 @@ def _own_or_drawn(folder: RunFolder, precisions: Sequence[str], tell: Tell) -> t
     from sccam.data.sample import draw_sample
     from sccam.recipe import load_config
 
-    root = read_json(folder / "data.json")["root"]
+    root = folder.data()["root"]
     settings = load_config(str(folder / "config.toml"), []).data
     try:
         return sample_images(open_dataset(root, **asdict(settings)).train.paths), "training"

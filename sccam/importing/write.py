@@ -26,7 +26,7 @@ from sccam.artifacts import replacing_folder, write_text
 from sccam.data.checks import check_names
 from sccam.data.folder import find_images, read_classes
 from sccam.data.masks import write_mask
-from sccam.data.text import as_text, nearest
+from sccam.data.text import as_text, nearest, one_line
 from sccam.data.voc import VOC_CLASSES
 from sccam.errors import ConfigError, DataError, RunFolderError, SccamError
 from sccam.importing import table
@@ -277,7 +277,7 @@ def _write_lists(folder: Path, kept: dict[str, _Image], names: tuple[str, ...], 
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in names))
     for which in (TRAIN, VAL) if has_lists else ():
         if listed := [as_text(name) for name, image in kept.items() if image.list == which]:
-            write_text(folder / f"{which}.txt", "".join(f"{name}\n" for name in listed))
+            write_text(folder / f"{which}.txt", "".join(f"{one_line(name)}\n" for name in listed))
 
 
 def _write_masks(

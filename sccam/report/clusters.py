@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sccam.artifacts import RunFolder, read_arrays, read_json, read_tensors
+from sccam.artifacts import RunFolder, manifest_path, read_arrays, read_json, read_manifest, read_tensors
 from sccam.data.images import read_image
-from sccam.errors import SccamError
+from sccam.errors import RunFolderError, SccamError
 from sccam.report.charts import RADIUS, Series, chart
 from sccam.report.gallery import write_tile
 from sccam.runtime.pool import run_jobs
@@ -51,7 +51,12 @@ def montages(folder: RunFolder, dataset: Dataset, out: Path, *, workers: int) ->
         files = folder / f"round{r}/subcategories.npz", folder / f"round{r}/features.npz"
         if not all(file.exists() for file in files):
             continue
-        labels, features = read_arrays(files[0]), read_arrays(files[1])["features"].astype(np.float32)
+        labels = read_arrays(files[0], {"present": "N S", "parent": "S", "ids": "N text"})
+        features = read_arrays(files[1], {"features": "M D"})["features"].astype(np.float32)
+        pairs = sum(labels["present"][:, labels["parent"] == c].any(axis=1).sum() for c in range(len(dataset.classes)))
+        if len(features) not in (len(labels["ids"]), int(pairs)):
+            problem = f"{len(features)} rows of features for {len(labels['ids'])} images"
+            raise RunFolderError(problem, where=files[1], fix="delete it and resume the run")
         found.append((r, _round(labels, features, dataset, looks, file_of)))
     (out / "members").mkdir(parents=True, exist_ok=True)
     jobs = ((paths[id], out / file) for id, file in file_of.items() if id in paths)
@@ -66,10 +71,17 @@ def weight_map(folder: RunFolder, classes: Sequence[str]) -> tuple[str, str] | N
     rounds = [r for r in folder.rounds if all((folder / f"round{r}/{name}").exists() for name in needed)]
     if not rounds:
         return None
-    tensors = read_tensors(folder.classifier(rounds[-1]))
-    parent = read_arrays(folder / f"round{rounds[-1]}/subcategories.npz")["parent"]
-    rows = np.concatenate([np.asarray(tensors[name]).reshape(len(tensors[name]), -1)
-                           for name in ("parent.weight", "sub.weight")])  # fmt: skip
+    path = folder.classifier(rounds[-1])
+    if manifest_path(path).exists():
+        read_manifest(path)  # refuses weights that are not those it speaks of
+    tensors = read_tensors(path)
+    parent = read_arrays(folder / f"round{rounds[-1]}/subcategories.npz", {"parent": "S"})["parent"]
+    heads = [np.asarray(tensors[name]) for name in ("parent.weight", "sub.weight") if name in tensors]
+    if [head.shape[:1] for head in heads] != [(len(classes),), (len(parent),)]:
+        found = [list(head.shape) for head in heads]
+        problem = f"heads {found} for {len(classes)} classes and {len(parent)} sub-categories"
+        raise RunFolderError(problem, where=path)
+    rows = np.concatenate([head.reshape(len(head), -1) for head in heads])
     places = _embedded(rows.astype(np.float32))
     owner = np.concatenate([np.arange(len(classes)), parent])
     series = []

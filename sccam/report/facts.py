@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from sccam.artifacts import RunFolder, read_arrays, read_json
 from sccam.data.masks import read_mask
+from sccam.records import EPOCH, PARITY, check
 from sccam.report.charts import Series, chart
 from sccam.stages.evaluate import ConfusionMatrix
 from sccam.structures import Dataset
@@ -22,14 +23,12 @@ COLUMNS = {"fixed": "fixed", "image_only": "from images alone", "oracle": "oracl
 
 def score_rows(folder: RunFolder) -> list[Row]:
     """The rows of scores.json."""
-    path = folder / "scores.json"
-    return list(read_json(path)["rows"]) if path.exists() else []
+    return list(folder.scores()["rows"])
 
 
 def round_table(folder: RunFolder) -> list[Row]:
     """A row for each round: mIoU of its maps by column, its clusters, what the drawn set knows of them (Table 2)."""
-    path = folder / "scores.json"
-    scores: Mapping[str, Any] = read_json(path) if path.exists() else {"rows": []}
+    scores = folder.scores()
     hidden = {row["round"]: row for row in scores.get("hidden", [])}
     table = []
     for r in folder.rounds:
@@ -59,11 +58,13 @@ def loss_charts(folder: RunFolder) -> list[tuple[str, str]]:
     """(title, SVG) of the losses of every trained stage over its epochs."""
     losses: dict[str, list[tuple[float, float]]] = {}
     path = folder / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ()
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError:  # the last line of a run that was killed while it wrote it
+        except (ValueError, RecursionError):  # the last line of a run that was killed while it wrote it
             continue
+        check(record, EPOCH, f"{path}:{number}")
         if "epoch" in record and math.isfinite(record.get("loss", math.nan)):
             losses.setdefault(record["stage"], []).append((record["epoch"] + 1, record["loss"]))
     groups: dict[str, list[Series]] = {}
@@ -81,7 +82,7 @@ def class_table(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, list[fl
     if not chosen:
         return [], []
     titles = [f"{row['stage']}, {row['split']}" for row in chosen]
-    return titles, [(name, [row["iou"][name] for row in chosen]) for name in chosen[0]["iou"]]
+    return titles, [(name, [row["iou"].get(name) for row in chosen]) for name in chosen[0]["iou"]]
 
 
 def confusion(folder: RunFolder, dataset: Dataset | None) -> Row | None:
@@ -121,6 +122,7 @@ def parity_table(folder: RunFolder) -> list[Row]:
     for path in sorted((folder / "export").glob("*.json")):
         manifest = read_json(path)
         if isinstance(manifest, dict) and manifest.get("parity"):
+            check(manifest["parity"], PARITY, path, "parity")
             rows.append({"file": path.name.removesuffix(".json"), **manifest["parity"]})
     return rows
 
@@ -163,4 +165,4 @@ def _only_k(settings: Sequence[str]) -> int | None:
 
 def _clusters(folder: RunFolder, r: int) -> int | None:
     path = folder / f"round{r}/subcategories.npz"
-    return len(read_arrays(path)["parent"]) if path.exists() else None
+    return len(read_arrays(path, {"parent": "S"})["parent"]) if path.exists() else None

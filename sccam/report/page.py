@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sccam.artifacts import RunFolder, read_json, write_text
+from sccam.artifacts import RunFolder, is_leftover, write_text
 from sccam.data import open_dataset
 from sccam.data.masks import voc_palette
 from sccam.errors import DataError, RunFolderError
@@ -138,10 +138,13 @@ def _emptied(out: Path) -> None:
     own = {"index.html", *PICTURES}
     names = {entry.name for entry in out.iterdir()} if out.exists() else set()
     page = out / "index.html"
-    if names - own or (page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace")):
+    left = set(filter(is_leftover, names))  # by a report that was killed
+    if names - own - left or (page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace")):
         raise RunFolderError("the folder holds other files than a report", where=out, fix="choose an empty --out")
     for part in PICTURES:
         shutil.rmtree(out / part, ignore_errors=True)
+    for name in left:
+        (out / name).unlink()
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -149,7 +152,7 @@ def _dataset(folder: RunFolder, options: Any, moved: Path | None) -> tuple[Datas
     path = folder / "data.json"
     if moved is None and not path.exists():
         return None, ["The run has not read its images yet."]
-    root = moved or Path(read_json(path)["root"])
+    root = moved or Path(folder.data()["root"])
     try:
         return open_dataset(root, **asdict(options)), []
     except DataError as error:
@@ -160,8 +163,7 @@ def _dataset(folder: RunFolder, options: Any, moved: Path | None) -> tuple[Datas
 
 
 def _classes(folder: RunFolder) -> list[str]:
-    path = folder / "data.json"
-    return list(read_json(path)["classes"]) if path.exists() else []
+    return list(folder.data()["classes"]) if (folder / "data.json").exists() else []
 
 
 def _facts(state: dict[str, Any], backbone: str, classes: Sequence[str], dataset: Dataset | None) -> list[str]:

@@ -23,6 +23,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,13 +31,13 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from sccam.artifacts import RunFolder, read_json, replacing, write_arrays, write_json
+from sccam.artifacts import RunFolder, is_leftover, read_json, replacing, write_arrays, write_json, writing
 from sccam.data.masks import coloured, write_labelmap, write_mask
 from sccam.errors import ConfigError, Interrupted, RunFolderError, SccamError
 from sccam.labels.convert import write_formats
 from sccam.runtime.pipeline import Job, Loaded, stream
 from sccam.runtime.segmenter import Labelled
-from sccam.runtime.sources import Source, fingerprint
+from sccam.runtime.sources import Source, fingerprint, outside
 from sccam.structures import ByteArray
 
 SCHEMA = 2  # of infer.json
@@ -142,9 +143,8 @@ def predict_to(
     with RunFolder(out) as folder:
         _prepare(folder.path, job, save, overwrite)
         marker, log = folder / "running", folder / "predictions.jsonl"
-        if marker.exists():  # a killed run may have left half-written files under names of their own
-            for path in folder.path.rglob(".*.tmp*"):
-                path.unlink()
+        if marker.exists():
+            folder.tidy()
         marker.touch()
         there = _logged(log)
         skipped = done = failed = 0
@@ -152,23 +152,26 @@ def predict_to(
 
         def waiting() -> Iterator[Source]:
             nonlocal skipped
-            for source in found:
+            for source in outside(found, folder.path):
                 if _key(source.name, fingerprint(source.path)) in there:
                     skipped += 1
                 else:
                     yield source
 
-        writing = _Writing(job, folder.path, save)
-        with log.open("a", encoding="ascii") as lines, (folder / "errors.jsonl").open("w", encoding="ascii") as errors:
+        with (
+            _lines(log, "a") as add_line,
+            _lines(folder / "errors.jsonl", "w") as add_error,
+            closing(stream(_Writing(job, folder.path, save), waiting(), batch=batch, threads=threads)) as images,
+        ):  # closed, so that no thread writes on when the lock is free again
             try:
-                for image in stream(writing, waiting(), batch=batch, threads=threads):
+                for image in images:
                     if image.result is not None:
-                        _append(lines, image.result)
+                        add_line(image.result)
                         spent.update(image.result["ms"])
                         done += 1
                     elif image.error is not None:
                         reason = {"class": type(image.error).__name__, "reason": image.error.what}
-                        _append(errors, {**_named(image.source), **reason})
+                        add_error({**_named(image.source), **reason})
                         failed += 1
                     if on_progress is not None:
                         on_progress(done, failed)
@@ -241,7 +244,8 @@ def _prepare(out: Path, job: LabelJob, save: Sequence[str], overwrite: bool) -> 
                 fix="choose another --out, or forget those results with --overwrite",
             )
         return
-    foreign = [entry.name for entry in out.iterdir() if entry.name not in ("lock", "infer.json", "labelmap.txt")]
+    own = ("lock", "infer.json", "labelmap.txt")
+    foreign = [entry.name for entry in out.iterdir() if entry.name not in own and not is_leftover(entry.name)]
     if foreign and not path.exists():
         raise RunFolderError(
             f"the folder holds other files: {', '.join(sorted(foreign)[:5])}", where=out, fix="choose an empty --out"
@@ -299,6 +303,19 @@ def _named(source: Source) -> dict[str, str]:
     return {"name": source.name, "path": str(source.path)}
 
 
-def _append(file: Any, record: Any) -> None:
-    file.write(json.dumps(record) + "\n")  # ASCII: a name that is not UTF-8 is escaped, not refused
-    file.flush()
+@contextmanager
+def _lines(path: Path, mode: str) -> Iterator[Callable[[Any], None]]:
+    """What adds a line to a file, at once; a disk that takes no more is told of with the file's name."""
+    with writing(path):
+        file = path.open(mode, encoding="ascii")
+
+    def add(record: Any) -> None:
+        with writing(path):
+            file.write(json.dumps(record) + "\n")  # ASCII: a name that is not UTF-8 is escaped, not refused
+            file.flush()
+
+    try:
+        yield add
+    finally:
+        with writing(path):
+            file.close()

@@ -57,7 +57,7 @@ def save_map(path: Path, activation: ActivationMap, size: tuple[int, int]) -> No
 
 def load_map(path: Path) -> tuple[ActivationMap, tuple[int, int]]:
     """A stored map at its grid, and the image's (height, width)."""
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, {"scores": "P h w", "classes": "P", "size": "2"})
     height, width = (int(side) for side in arrays["size"])
     return ActivationMap(arrays["scores"].astype(np.float32), arrays["classes"]), (height, width)
 
@@ -133,7 +133,7 @@ def walk_job(
 
 def walked_scores(path: Path, alpha_index: int, stride: int) -> tuple[FloatArray, IntArray]:
     """Stored walked scores at every pixel, background first [P+1 H W], and the classes of the rest [P]."""
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, {"scores": "P h w", "backgrounds": "A h w", "classes": "P", "size": "2"})
     height, width = (int(side) for side in arrays["size"])
     grid = np.concatenate([arrays["backgrounds"][alpha_index][None], arrays["scores"]]).astype(np.float32)
     return upsample(grid, (height, width), stride), arrays["classes"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from sccam.structures import ByteArray
 INPUT = "image"
 CPU = "CPUExecutionProvider"
 MOST_BYTES = 2**31  # protobuf's own limit; a larger file would need external data
+MOST_NODES = 1_000_000  # after functions are put in place of their calls; the exported networks have some hundreds
 
 PROVIDERS = {"cpu": CPU, "cuda": "CUDAExecutionProvider"}
 CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}  # the default tries every algorithm for each new size: 0.6 s
@@ -49,6 +54,11 @@ def read_onnx(path: Path) -> bytes:
             why="external data can name any file of this machine",
             fix="save the model as one file",
         )
+    if _expanded(model) > MOST_NODES:
+        raise ModelFileError(
+            "its functions call one another without end", where=path, why="a file made to fill the memory",
+            fix="export the network without functions",
+        )  # fmt: skip
     return data
 
 
@@ -58,9 +68,12 @@ def onnx_facts(path: Path) -> dict[str, str]:
     Raises:
         ModelFileError, BackendUnavailable: as `read_onnx`.
     """
-    from collections import Counter
-
     data = read_onnx(path)
+    with _damage_told(path):
+        return _facts_of(data)
+
+
+def _facts_of(data: bytes) -> dict[str, str]:
     import onnx
 
     model = onnx.load_from_string(data)
@@ -74,7 +87,7 @@ def onnx_facts(path: Path) -> dict[str, str]:
         return "; ".join(found)
 
     operators = Counter(node.op_type for node in model.graph.node)
-    numbers = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+    numbers = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
     return {
         "operator set": ", ".join(f"{item.domain or 'ai.onnx'} {item.version}" for item in model.opset_import),
         "made by": f"{model.producer_name} {model.producer_version}".strip(),
@@ -84,6 +97,16 @@ def onnx_facts(path: Path) -> dict[str, str]:
         "numbers": f"{numbers:,}",
         **{f"says {entry.key}": entry.value.replace("\n", ", ") for entry in model.metadata_props},
     }
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Whatever the onnx library raises at a graph with flipped bytes becomes one error: a name is then no text, a type
+    has no such number."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelFileError(f"the graph is damaged: {type(error).__name__}: {error}", where=path) from error
 
 
 def open_onnx(
@@ -103,17 +126,32 @@ def open_onnx(
         BackendUnavailable: onnxruntime is not installed, or would run on another device than asked for.
     """
     data = read_onnx(path)
-    data = cut_to_features(data) if features else data
+    if features:
+        with _damage_told(path):
+            data = cut_to_features(data)
     return session_of(data, device, threads=threads, where=path, allow_fallback=allow_fallback)
 
 
 def has_cuda() -> bool:
     """Whether the installed ONNX Runtime was built with the CUDA provider; whether it works, only a session tells."""
     try:
-        import onnxruntime
-    except ImportError:
+        return PROVIDERS["cuda"] in _onnxruntime().get_available_providers()
+    except BackendUnavailable:
         return False
-    return PROVIDERS["cuda"] in onnxruntime.get_available_providers()
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailable("running an ONNX file needs onnxruntime", fix='pip install "sccam[onnx]"') from error
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise BackendUnavailable(
+            "the installed onnxruntime is empty",
+            why="onnxruntime and onnxruntime-gpu share a folder, and one of them was removed",
+            fix="pip install --force-reinstall onnxruntime (or onnxruntime-gpu); sccam doctor tells which",
+        )
+    return onnxruntime
 
 
 def cut_to_features(data: bytes) -> bytes:
@@ -163,20 +201,28 @@ def session_of(
     cuda_options: Mapping[str, str] = CUDA_OPTIONS,
 ) -> OnnxNetwork:
     """As `open_onnx`, for the bytes of a model that was checked or made here."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailable("running an ONNX file needs onnxruntime", fix='pip install "sccam[onnx]"') from error
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
     # Threads that spin between calls would take the cores from those that read, label and write.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Else bytes with the mark of its own format were read as that, and not as the graph that was checked.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     wanted = PROVIDERS[device]
-    providers: list[Any] = [(wanted, dict(cuda_options)), CPU] if device == "cuda" else [CPU]
+
+    def session_on(providers: Sequence[Any]) -> Any:
+        # Without its own fallback, which prints on standard output and goes on.
+        return onnxruntime.InferenceSession(data, options, providers=providers, enable_fallback=0)
+
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=providers)
-    except Exception as error:  # its classes are private
+        try:
+            session = session_on([(wanted, dict(cuda_options)), CPU] if device == "cuda" else [CPU])
+        except Exception:  # its classes are private
+            if device == "cpu":
+                raise
+            session = session_on([CPU])
+    except Exception as error:
         raise ModelFileError(f"ONNX Runtime {onnxruntime.__version__} refuses it: {error}", where=where) from error
     used = session.get_providers()[0]
     if used != wanted and not allow_fallback:
@@ -217,21 +263,45 @@ def runtime_name(provider: str = CPU) -> str:
     return f"onnxruntime {onnxruntime.__version__} {provider}"
 
 
-def _tensors(model: Any) -> list[Any]:
-    """Every tensor of a model: initialisers, attributes of nodes, and those of sub-graphs and functions."""
-    found: list[Any] = []
-    graphs = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
-        if graphs:
-            graph = graphs.pop()
-            found += graph.initializer
-            found += [part for sparse in graph.sparse_initializer for part in (sparse.values, sparse.indices)]
-            nodes += graph.node
-        else:
-            for attribute in nodes.pop().attribute:
-                found += [attribute.t] if attribute.HasField("t") else []
-                found += attribute.tensors
-                graphs += [attribute.g] if attribute.HasField("g") else []
-                graphs += attribute.graphs
-    return found
+def _tensors(model: Any) -> Iterator[Any]:
+    """Every tensor of a model, wherever it stands: the format has a dozen places for one, and may get more."""
+    pending = [model]
+    while pending:
+        message = pending.pop()
+        if message.DESCRIPTOR.name == "TensorProto":
+            yield message
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                pending += [value] if hasattr(value, "DESCRIPTOR") else value
+
+
+def _expanded(model: Any) -> float:
+    """Nodes that a runtime makes of a model when it puts functions in place of their calls; infinite where a function
+    calls itself."""
+    functions = {(function.domain, function.name): list(_with_branches(function.node)) for function in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: Iterable[Any]) -> int:
+        return sum(sizes.get((node.domain, node.op_type), 1) for node in nodes)
+
+    calls = {
+        key: {(node.domain, node.op_type) for node in nodes} & functions.keys() for key, nodes in functions.items()
+    }
+    try:
+        for key in TopologicalSorter(calls).static_order():
+            sizes[key] = min(size(functions[key]), MOST_NODES + 1)
+    except CycleError:
+        return math.inf
+    return size(_with_branches(model.graph.node))
+
+
+def _with_branches(nodes: Iterable[Any]) -> Iterator[Any]:
+    """The nodes and those of graphs inside of them."""
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                pending += graph.node

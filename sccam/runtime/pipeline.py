@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -99,7 +99,9 @@ class Done(Generic[Result]):
     error: SccamError | None
 
 
-def stream(job: Job[Result], found: Iterable[Source], *, batch: int = 0, threads: int = 0) -> Iterator[Done[Result]]:
+def stream(
+    job: Job[Result], found: Iterable[Source], *, batch: int = 0, threads: int = 0
+) -> Generator[Done[Result], None, None]:
     """Every image, done or failed; in the order in which batches are done.
 
     Args:

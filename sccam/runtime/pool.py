@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -31,7 +31,9 @@ def worker_count(requested: int) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], *, workers: int) -> Iterator[Result]:
+def run_jobs(
+    function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]], *, workers: int
+) -> Generator[Result, None, None]:
     """Results of `function(*job)` in the order of the jobs; jobs are drawn only as fast as results are taken.
 
     Args:

@@ -16,7 +16,8 @@ def affinity_fields(features: Sequence[FloatArray], offsets: IntArray, stride: i
 
     from sccam.stages.affinity import affinity_field
 
-    return [affinity_field(torch.from_numpy(np.ascontiguousarray(one)), offsets, stride) for one in features]
+    # A copy: of one row that was turned round, NumPy calls a negative stride contiguous, and torch takes none.
+    return [affinity_field(torch.from_numpy(np.array(one, order="C")), offsets, stride) for one in features]
 
 
 def random_walks(

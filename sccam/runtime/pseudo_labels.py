@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from sccam.artifacts import RunFolder, read_json
+from sccam.artifacts import RunFolder, read_record
 from sccam.config import from_mapping
 from sccam.data.images import read_image
 from sccam.data.tags import AsWritten, read_tag_file, with_known_tags
 from sccam.data.transforms import pad_to_multiple, resize
 from sccam.errors import ConfigError, DataError, ImageError, NumericError, RunFolderError
+from sccam.records import ALPHA, CELLS, check
 from sccam.runtime.backends import Backends
 from sccam.runtime.network import open_network
 from sccam.runtime.pipeline import Loaded
@@ -62,15 +63,18 @@ def read_recipe(run: Path) -> LabelRecipe:
     path = run / "config.toml"
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise RunFolderError(
             f"this is no run: {error}", where=run, fix="give the folder that `sccam train` wrote"
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"not valid TOML: {error}", where=path, fix="copy it from where it was made") from None
+    check(settings, {"cam": dict, "walk": dict, "pseudo_label": dict, "affinity": {"radius": CELLS}}, path)
     return LabelRecipe(
         cam=from_mapping(CamConfig, settings["cam"], where=path),
         walk=from_mapping(WalkConfig, settings["walk"], where=path),
         pseudo_label=from_mapping(PseudoLabelConfig, settings["pseudo_label"], where=path),
-        alpha=read_json(run / "threshold.json")["alpha_walk"],
+        alpha=read_record(run / "threshold.json", {"alpha_walk": ALPHA})["alpha_walk"],
         radius=settings["affinity"]["radius"],
     )
 

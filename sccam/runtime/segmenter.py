@@ -171,10 +171,13 @@ class SegmentJob:
         count = 2 if self.options.flip else 1
         if len(views) * count == 1:
             return [_finite(logits, self.network) for logits in views[0]]
-        return [
-            _finite(self._merged([view[count * n : count * (n + 1)] for view in views], loaded), self.network)
-            for n, loaded in enumerate(group)
-        ]
+        found: list[FloatArray | NumericError] = []
+        for n, loaded in enumerate(group):
+            own = [_finite(view[count * n : count * (n + 1)], self.network) for view in views]
+            wrong = [logits for logits in own if isinstance(logits, NumericError)]
+            whole = [logits for logits in own if not isinstance(logits, NumericError)]
+            found.append(wrong[0] if wrong else _finite(self._merged(whole, loaded), self.network))
+        return found
 
     def finish(self, loaded: Loaded, output: Any) -> Labelled:
         """Labels at the size of the image."""

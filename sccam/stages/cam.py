@@ -24,7 +24,7 @@ import numpy as np
 
 from sccam.data.transforms import resize
 from sccam.errors import ConfigError
-from sccam.structures import ActivationMap, ByteArray, FloatArray, IntArray
+from sccam.structures import LONGEST_SIDE, MOST_SCALE, ActivationMap, ByteArray, FloatArray, IntArray
 
 if TYPE_CHECKING:  # torch is loaded where maps are merged: settings and sizes do without
     from torch import Tensor
@@ -40,7 +40,7 @@ class CamConfig:
     """Settings of Eq. 1."""
 
     scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)  # infer_cls.py
-    long_side: int = field(default=0, metadata={"min": 0})
+    long_side: int = field(default=0, metadata={"min": 0, "max": LONGEST_SIDE})
     """Longer side of the view of scale 1 [px]; 0: the image's own. A map has a cell for some 16 px of the view, which
     blurs everything on small images; a view much larger than those of the training shows the classifier parts only."""
 
@@ -49,8 +49,8 @@ class CamConfig:
     round_sizes: bool = True  # view sides become multiples of the network's stride; false: as the authors
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
-            raise ConfigError("cam.scales needs at least one positive factor", where=self.scales)
+        if not self.scales or min(self.scales) <= 0 or max(self.scales) > MOST_SCALE:
+            raise ConfigError(f"cam.scales {list(self.scales)} must be one or more factors in (0, {MOST_SCALE:g}]")
 
     def enlargement(self, size: tuple[int, int]) -> float:
         """What the sides (height, width) of an image are multiplied with at scale 1."""

@@ -38,7 +38,7 @@ PAPER_K = 10  # clusters a class, §4.2
 class ClassifyConfig:
     """Settings of Algorithm 1's classifiers. Round 0 is a plain classifier, rounds 1.. add the sub-categories."""
 
-    rounds: int = field(default=3, metadata={"min": 0})  # paper Table 2
+    rounds: int = field(default=3, metadata={"min": 0, "max": 100})  # paper Table 2
     epochs: tuple[int, ...] = (15, 31, 41, 51)  # trained in each round; the authors' snapshots ep30/40/50 count from 0
     schedule_epochs: tuple[int, ...] = (15, 61, 61, 61)  # T of the learning rate, in epochs
     batch: int = field(default=16, metadata={"min": 1})
@@ -52,12 +52,16 @@ class ClassifyConfig:
     enough: float = field(default=0.0, metadata={"min": 0.0})  # mean loss of an epoch that ends a round early; 0: none
     restart: str = field(default="pretrained", metadata={"choices": ("pretrained", "previous")})  # trunk of a new round
     augment: AugmentConfig = AugmentConfig()
-    round0_crop: int = field(default=448, metadata={"min": 16})  # [px] in round 0; psa's own classifier
+    round0_crop: int = field(default=448, metadata={"min": 16, "max": 4096})  # [px] in round 0; psa's own classifier
     optimiser: OptimiserConfig = OptimiserConfig()
 
     def __post_init__(self) -> None:
-        if not self.epochs or min(self.epochs) < 1 or min(self.schedule_epochs, default=1) < 1:
-            raise ConfigError("classify.epochs needs at least one positive number; schedule_epochs may be empty")
+        if not self.epochs or min(self.epochs) < 1:
+            raise ConfigError(f"classify.epochs {list(self.epochs)} must be one or more positive numbers")
+        if min(self.schedule_epochs, default=1) < 1:
+            raise ConfigError(
+                f"classify.schedule_epochs {list(self.schedule_epochs)} must be positive numbers, or none"
+            )
 
     def augment_of(self, round_index: int) -> AugmentConfig:
         """The random view of a round."""

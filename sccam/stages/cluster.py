@@ -48,7 +48,7 @@ class ClusterConfig:
     min_silhouette: float = field(default=0.05, metadata={"min": -1.0, "max": 1.0})  # below it a class is one cluster
     normalise: bool = False  # features to length 1, as spherical k-means has them
     whiten: int = field(default=0, metadata={"min": 0})  # principal components of all images, whitened; 0: raw features
-    n_init: int = field(default=10, metadata={"min": 1})  # restarts; scikit-learn's default in 2020
+    n_init: int = field(default=10, metadata={"min": 1, "max": 1000})  # restarts; scikit-learn's default in 2020
     max_iterations: int = field(default=300, metadata={"min": 1})  # create_pseudo_label.py
 
 

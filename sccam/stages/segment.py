@@ -32,8 +32,9 @@ from torch.nn.functional import cross_entropy, interpolate
 from sccam.data.transforms import AugmentConfig
 from sccam.errors import ConfigError
 from sccam.stages.optim import OptimiserConfig
-from sccam.structures import IGNORE, FloatArray
+from sccam.structures import IGNORE, LONGEST_SIDE, MOST_SCALE, FloatArray
 
+MOST_DILATION = 512  # [cells]
 LEAST_SHARE = 1e-3  # of the pixels: a label that is hardly ever seen is not drawn everywhere
 
 
@@ -46,7 +47,7 @@ class SegmentConfig:
     output_stride: int = field(default=8, metadata={"choices": (8, 16, 32)})
     rates: tuple[int, ...] = (6, 12, 18, 24)  # ASPP dilations [cells], for stride 8
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)  # of training and of the maximum at test time
-    long_side: int = field(default=0, metadata={"min": 0})  # [px] of images after training; 0: their own
+    long_side: int = field(default=0, metadata={"min": 0, "max": LONGEST_SIDE})  # [px] after training; 0: their own
     average: float = field(default=0.0, metadata={"min": 0.0, "max": 0.9999})  # decay of the weights' mean; 0: the last
     balance: float = field(default=0.0, metadata={"min": 0.0, "max": 1.0})  # of rare labels; 0: as frequent as they are
     self_epochs: int = field(default=0, metadata={"min": 0})  # of learning on from the own masks; 0: none
@@ -56,10 +57,12 @@ class SegmentConfig:
     optimiser: OptimiserConfig = OptimiserConfig(lr=2.5e-4, head_factor=10.0, head_bias_factor=20.0)
 
     def __post_init__(self) -> None:
-        if not self.scales or self.scales[0] != 1.0 or min(self.scales) <= 0:
-            raise ConfigError("segment.scales must begin with 1.0 and be positive", where=list(self.scales))
-        if not self.rates or min(self.rates) < 1:
-            raise ConfigError("segment.rates needs at least one positive dilation", where=list(self.rates))
+        if not self.scales or self.scales[0] != 1.0 or min(self.scales) <= 0 or max(self.scales) > MOST_SCALE:
+            raise ConfigError(
+                f"segment.scales {list(self.scales)} must begin with 1.0 and be factors in (0, {MOST_SCALE:g}]"
+            )
+        if not self.rates or min(self.rates) < 1 or max(self.rates) > MOST_DILATION:
+            raise ConfigError(f"segment.rates {list(self.rates)} must be dilations of 1 to {MOST_DILATION} cells")
 
 
 def prior_shift(pixels: NDArray[np.int64], balance: float) -> FloatArray:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sccam.artifacts import RunFolder, read_weights_with_manifest, write_weights
+from sccam.artifacts import Manifest, RunFolder, read_manifest, read_weights_with_manifest, write_weights
 from sccam.callbacks import Callback
 from sccam.data.batches import BatchLoader, TrainingBatch
 from sccam.data.transforms import AugmentConfig
+from sccam.errors import RunFolderError
 from sccam.fit import fit
 from sccam.nets.backbones import Backbone, build_backbone
 from sccam.nets.compute import Compute
@@ -103,9 +105,10 @@ class RunContext:
 
     def jobs(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], total: int) -> None:
         """Runs `function(*job)` over the worker processes."""
-        for done, _ in enumerate(run_jobs(function, jobs, workers=self.workers), 1):
-            self.reporter.progress(done, total)
-            self.stop.check()
+        with closing(run_jobs(function, jobs, workers=self.workers)) as results:
+            for done, _ in enumerate(results, 1):
+                self.reporter.progress(done, total)
+                self.stop.check()
 
     def watched(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, with progress told and a stop request heard between them."""
@@ -132,15 +135,33 @@ class RunContext:
             freeze=None if network.freeze < 0 else network.freeze,
         )
 
-    def load(self, path: Path) -> Network:
-        """A finished network of this run, for inference on the run's device."""
+    def load(self, path: Path, kind: str) -> Network:
+        """A finished network of this run, for inference on the run's device.
+
+        Raises:
+            RunFolderError: the file is damaged, or is that of another kind of network or of another run.
+        """
+        self._check(path, read_manifest(path), kind)
         return load_network(path, self.compute)[0]
 
     def load_trunk(self, backbone: Backbone, path: Path) -> None:
-        """Fills a trunk from a finished network of this run."""
-        tensors, _ = read_weights_with_manifest(path)
+        """Fills a trunk from a finished classifier of this run; raises as `load`."""
+        tensors, manifest = read_weights_with_manifest(path)
+        self._check(path, manifest, "cam_net")
         prefix = "backbone."
         backbone.load_state_dict({name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)})
+
+    def _check(self, path: Path, manifest: Manifest, kind: str) -> None:
+        expected = {"kind": kind, "backbone": self.config.network.backbone, "classes": tuple(self.dataset.classes)}
+        wrong = {name: value for name, value in expected.items() if getattr(manifest, name) != value}
+        if wrong:
+            listed = "; ".join(f"{name} {getattr(manifest, name)!r}, not {value!r}" for name, value in wrong.items())
+            raise RunFolderError(
+                f"this is a network of something else: {listed}",
+                where=path,
+                why="files of another network or run were copied here",
+                fix="copy the right ones back, or begin again with --overwrite",
+            )
 
     def seed_heads(self, draws: str) -> None:
         """Seeds the random start of new layers by the name of their draws."""

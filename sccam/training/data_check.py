@@ -9,7 +9,7 @@ from sccam.artifacts import write_json
 from sccam.data.checks import check_cluster_counts, validate_masks
 from sccam.data.images import read_image
 from sccam.data.masks import write_labelmap
-from sccam.errors import DataError, ImageError
+from sccam.errors import DataError, ImageError, printable
 from sccam.measure import ids_checksum
 from sccam.training.context import RunContext
 
@@ -31,7 +31,7 @@ def check_data(run: RunContext) -> None:
             run.reporter.progress(done, len(images))
             run.stop.check()
     if broken:
-        listed = "\n".join(f"    {error.where}: {error.what}" for error in broken[:MOST_LISTED])
+        listed = "\n".join(f"    {printable(str(error.where))}: {error.what}" for error in broken[:MOST_LISTED])
         raise DataError(
             f"{len(broken)} of {len(images)} images cannot be read\n{listed}",
             where=dataset.root,

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sccam.artifacts import read_json, write_json
+from sccam.artifacts import read_record, write_json
 from sccam.data.batches import TrainingBatch
 from sccam.data.images import read_image
 from sccam.data.masks import read_mask
 from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.boundary_net import BoundaryNet, PairNet
+from sccam.records import THRESHOLD
 from sccam.runtime.labeler import (
     Alphas,
     affinity_label_job,
@@ -65,7 +66,7 @@ def choose_threshold(run: RunContext) -> None:
 
 def read_choice(run: RunContext) -> Choice:
     """What `choose_threshold` wrote."""
-    chosen = read_json(run.folder / "threshold.json")
+    chosen = read_record(run.folder / "threshold.json", THRESHOLD)
     alphas = Alphas(low=chosen["alpha_low"], high=chosen["alpha_high"], walk=chosen["alpha_walk"])
     return Choice(chosen["threshold"], alphas)
 
@@ -138,7 +139,7 @@ def train_affinity(run: RunContext) -> None:
 
 def walk(run: RunContext) -> None:
     """Walks the last round's maps along the learned affinities."""
-    net = run.load(run.folder.affinity_net)
+    net = run.load(run.folder.affinity_net, "affinity_net")
     assert isinstance(net, PairNet)
     features_of = affinity_features(net, run.compute)
     affinity_fields = run.backends.function("affinity")

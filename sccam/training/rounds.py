@@ -235,14 +235,14 @@ def make_maps(run: RunContext, r: int) -> None:
 
 def _classifier(run: RunContext, r: int) -> CamNet:
     """The finished classifier of round r, at the stride of maps."""
-    net = run.load(run.folder.classifier(r))
+    net = run.load(run.folder.classifier(r), "cam_net")
     assert isinstance(net, CamNet)
     return net
 
 
 def _subcategories(run: RunContext, r: int) -> SubcategoryLabels:
     path = run.folder / f"round{r}/subcategories.npz"
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, {"present": "N S", "parent": "S", "ids": "N text"})
     if arrays["ids"].tolist() != list(run.train_images.ids):
         raise RunFolderError("the sub-categories belong to another list of images", where=path)
     return SubcategoryLabels(arrays["present"], arrays["parent"], tuple(arrays["ids"].tolist()))

@@ -38,7 +38,7 @@ def train_segmenter(run: RunContext) -> None:
 
 def label_by_itself(run: RunContext) -> None:
     """The segmenter's masks of the training images, of the classes that each one's tags allow, after a CRF."""
-    net = run.load(run.folder.segmenter)
+    net = run.load(run.folder.segmenter, "segmenter")
     assert isinstance(net, DeepLab)
     scores_of = segmentation_scores(net, run.compute, run.config.segment.long_side)
     missing, settings = run.missing(run.folder.self_label), run.config.pseudo_label.crf
@@ -57,7 +57,7 @@ def label_by_itself(run: RunContext) -> None:
 
 def train_by_itself(run: RunContext) -> None:
     """The segmenter learns on from `label_by_itself`."""
-    net = run.load(run.folder.segmenter)
+    net = run.load(run.folder.segmenter, "segmenter")
     assert isinstance(net, DeepLab)
     net.backbone.freeze(net.backbone.default_freeze if run.config.network.freeze < 0 else run.config.network.freeze)
     _learn(run, "segment/retrain", net, run.folder.self_label, run.config.segment.self_epochs, run.folder.self_trained)
@@ -104,7 +104,7 @@ def _learn(run: RunContext, stage: str, net: DeepLab, label_of: Callable[[str], 
 
 def predict(run: RunContext) -> None:
     """The segmenter's masks, without tags, where they can be measured and of some more to look at; and with a CRF."""
-    net = run.load(run.folder.weights("segmenter"))
+    net = run.load(run.folder.weights("segmenter"), "segmenter")
     assert isinstance(net, DeepLab)
     scores_of = segmentation_scores(net, run.compute, run.config.segment.long_side)
     with_crf = run.config.measure.crf_at_test

@@ -125,5 +125,5 @@ def test_an_epoch_that_is_left_early_leaves_no_thread_behind(images):
     before = set(threading.enumerate())
     batches = loader(images, batch=1, threads=2).epoch(0)
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert set(threading.enumerate()) <= before

@@ -214,7 +214,7 @@ def test_a_folder_without_images_and_too_few_for_int8_are_refused(finished, pict
 
 def test_where_the_runs_own_images_are_gone_drawn_ones_are_compared_on_but_never_calibrated_with(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
-    write_json(tmp_path / "run/data.json", {"root": str(tmp_path / "gone")})
+    write_json(tmp_path / "run/data.json", {"root": str(tmp_path / "gone"), "classes": ["cat"]})
     shutil.copy(built_in_configs()["demo"], tmp_path / "run/config.toml")
     told: list[str] = []
     with pytest.raises(DataError, match="own images cannot be read") as caught:

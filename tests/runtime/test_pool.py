@@ -49,7 +49,7 @@ def test_jobs_are_drawn_only_as_fast_as_results_are_taken(workers, most):
     results = run_jobs(operator.add, jobs(), workers=workers)
     assert next(results) == 1
     assert len(drawn) <= most
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert len(drawn) <= most
 
 
