@@ -3,10 +3,11 @@
 # make bench-tables: the tables and pictures of speed, from benchmarks/results
 # make faults: every fault that docs/guarantees.md counts, in numbers, within hours · make fuzz: mutated files for the readers
 # The environment is made on first use; PYTHON=python3.12 make demo chooses another interpreter. With LOCK=requirements.lock
-# it holds the very files that the tests ran with (Linux, x86-64, Python 3.11).
+# it holds the very files that the tests ran with (Linux, x86-64, Python 3.11). JOBS=4 make test: tests in four processes.
 
 PYTHON ?= python3
 LOCK ?=
+JOBS ?= 2
 SECONDS_OF_FUZZ ?= 240
 BIN := .venv/bin
 READY := .venv/ready
@@ -28,7 +29,7 @@ demo: $(READY)
 	$(BIN)/sccam report runs/demo
 
 test: $(READY_DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: $(READY_DEV)
 	$(BIN)/ruff check .
@@ -42,7 +43,8 @@ docs: $(READY_DOCS)
 	@echo "site/index.html"
 
 faults: $(READY_DEV)
-	FAULTS=full FAULTS_JSON=benchmarks/results/faults.json $(BIN)/python -m pytest tests/faults; \
+	FAULTS=full FAULTS_JSON=benchmarks/results/faults.json \
+		$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile tests/faults; \
 		status=$$?; $(BIN)/python benchmarks/faults.py && exit $$status
 
 fuzz: $(READY_DEV)

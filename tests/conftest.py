@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from types import MappingProxyType
@@ -11,6 +12,9 @@ import pytest
 from hypothesis import settings
 
 from sccam import cli
+
+# Two processes of tests have more threads than cores; one that waits for another must not keep it from running.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Largest allowed |difference| for values of the order of 1. A test that needs another number says why beside it.
 TOLERANCE = MappingProxyType(

@@ -197,7 +197,7 @@ def test_a_manifest_that_was_edited_by_hand_is_refused(engine):
     with pytest.raises(RunFolderError, match="checksums differ"):
         open_engine(engine, library=Untouchable(), arrays=SimpleNamespace(), facts=FACTS)
     manifest_path(engine).write_text("{}")
-    with pytest.raises(RunFolderError, match="not a manifest"):
+    with pytest.raises(RunFolderError, match="file is missing"):
         open_engine(engine, library=Untouchable(), arrays=SimpleNamespace(), facts=FACTS)
 
 

@@ -2,6 +2,8 @@
 
 python -m pytest tests/faults                                            # few of each, as in every run of the tests
 FAULTS=full FAULTS_JSON=counts.json python -m pytest tests/faults        # as many as are promised; their counts
+
+Counts travel with the reports of the tests, so that they come together from several processes (pytest-xdist).
 """
 
 from __future__ import annotations
@@ -21,10 +23,6 @@ from sccam.bench.machine import commit, device_name
 from tests.faults.table import FAULTS, PROMISES
 
 FULL = os.environ.get("FAULTS") == "full"
-
-# What takes too long for every run of the tests, or is not finished; FAULTS=quick and FAULTS=full have it.
-LATER = ("code", "data", "disks", "kills", "names", "network", "properties", "runtimes", "settings", "workers")
-collect_ignore = [] if "FAULTS" in os.environ else [f"test_{name}.py" for name in LATER]
 
 
 @dataclass
@@ -47,12 +45,17 @@ class Tally:
     notes: dict[str, float | int | str] = field(default_factory=dict)  # other figures for the page, by name
 
 
-RECORDS: pytest.StashKey[list[Tally]] = pytest.StashKey()
+RECORDS: list[dict[str, Any]] = []
+"""Tallies of the tests that have ended, as dictionaries."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """The list that tests add to."""
-    config.stash[RECORDS] = []
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keeps the counts of a test that has ended."""
+    if report.when == "teardown":
+        for name, value in report.user_properties:
+            if name == "tally":
+                assert isinstance(value, dict)
+                RECORDS.append(value)
 
 
 @pytest.fixture
@@ -69,10 +72,10 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
     assert faults or promises, "mark the test with fault(NUMBER) or promise(NAME) of table.py"
     assert set(faults) <= FAULTS.keys() and set(promises) <= PROMISES.keys()
     counts = Tally(request.node.nodeid, faults, promises)
-    request.config.stash.setdefault(RECORDS, []).append(counts)
     started = time.perf_counter()
     yield counts
     counts.seconds = round(time.perf_counter() - started, 1)
+    request.node.user_properties.append(("tally", asdict(counts)))
     assert counts.injected > 0, "nothing was injected"
     assert counts.survived == counts.injected
     assert counts.lost == counts.crashed == counts.fired == 0
@@ -81,10 +84,10 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Writes the counts, where a file is asked for."""
     path = os.environ.get("FAULTS_JSON")
-    if not path:
+    if not path or "PYTEST_XDIST_WORKER" in os.environ:
         return
-    records = [asdict(tally) for tally in session.config.stash.get(RECORDS, [])]
-    sums: dict[str, Any] = {
+    records = sorted(RECORDS, key=lambda record: str(record["test"]))
+    sums = {
         name: sum(record[name] for record in records) for name in ("injected", "survived", "lost", "crashed", "fired")
     }
     facts = {

@@ -1,3 +1,4 @@
+# ruff: noqa: F811 (fixtures of other files are arguments here)
 """Nothing is downloaded, installed or sent: the whole chain in processes whose every way out is watched and closed.
 
 Two watches, since either may be passed by: Python's audit events, which name what the interpreter does, and a library
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Tally
+from tests.runtime.test_folder import model  # noqa: F401  (a fixture: an ONNX file with its manifest)
 from tests.test_run import OVERRIDES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,17 +38,24 @@ def programs(arguments):
     return {os.path.basename(word) for text in words for word in text.split()} | {
         after for before, after in zip(words, words[1:]) if before == "-m"}
 
+SENDS = {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.bind"}
+ASKS = {"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "urllib.Request", "http.client.connect",
+        "ftplib.connect", "smtplib.connect"}
+STARTS = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system"}
+WATCHED = SENDS | ASKS | STARTS
+
 def hook(event, arguments):
-    if event in ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.bind"):
+    if event not in WATCHED:
+        return
+    if event in SENDS:
         family = int(arguments[0].family)
         if family in FAMILIES:
             note(f"{event} {FAMILIES[family]} {arguments[1]!r}")
             raise PermissionError(f"{event} is closed")
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "urllib.Request",
-                   "http.client.connect", "ftplib.connect", "smtplib.connect"):
+    elif event in ASKS:
         note(f"{event} {arguments[0]!r}")
         raise PermissionError(f"{event} is closed")
-    elif event in ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.system"):
+    else:
         words = [arguments[0]] + list(arguments[1] if len(arguments) > 1 and arguments[1] else [])
         if found := programs(words) & set(LOADERS):
             note(f"{event} {sorted(found)}")
@@ -173,36 +182,36 @@ def test_the_watch_sees_every_way_out(tally: Tally, full: bool, closed: Closed, 
 
 
 def chain(full: bool) -> list[list[object]]:
-    """Commands of a user, in their order, and the code that each must end with."""
-    sets = [word for text in OVERRIDES for word in ("--set", text)]
+    """Commands of a user, in their order; few of them on the smallest network there is, or most that there are."""
+    small = ["network.backbone=test_resnet", "network.weights=none"]
+    sets = [word for text in (*OVERRIDES, *([] if full else small)) for word in ("--set", text)]
     commands: list[list[object]] = [
         ["data", "sample", "photos", "--images", "15"],
-        ["train", "photos", "-c", "photos", "--out", "run", *sets, *(["--tensorboard"] if full else [])],
+        ["train", "photos", "-c", "photos", "--out", "run", *sets],
         ["export", "run", "--network", "segmenter", "--precision", "fp32"],
         ["infer", "run", "photos/images", "-o", "out", "--save", "mask", "--save", "coco"],
         ["report", "run"],
-        ["bench", "merge", "--quick"],
         ["doctor"],
     ]
-    if full:
-        commands[3:3] = [
-            ["data", "check", "photos"],
-            ["data", "split", "photos", "--overwrite"],
-            ["export", "run", "--triton", "models"],
-        ]
-        commands += [
-            ["infer", "run", "photos/images", "-o", "labels", "--task", "pseudo-label", "--tags", "photos/tags.csv"],
-            ["infer", "run", "photos/images", "-o", "torch", "--backend", "torch", "--flip", "--crf", "psa"],
-            ["labels", "convert", "out", "labels.json", "--to", "labelstudio", "--images", "photos/images"],
-            ["data", "import", "out/coco.json", "imported", "--images", "photos/images", "--masks"],
-            ["weights", "import", "trunk.pth", "trunk.safetensors", "--backbone", "test_resnet"],
-            ["eval", "run/pseudo_labels", "photos/masks"],
-            ["inspect", "run/export/segmenter.onnx"],
-            ["bench", "--quick", "walk", "crf"],
-            ["--help"],
-            ["version"],
-        ]
-    return commands
+    if not full:
+        return commands
+    return [
+        *commands,
+        ["train", "photos", "-c", "photos", "--out", "again", *sets, "--set", "run.until=maps", "--tensorboard"],
+        ["data", "check", "photos"],
+        ["data", "split", "photos", "--overwrite"],
+        ["export", "run", "--precision", "fp16", "--triton", "models"],
+        ["infer", "run", "photos/images", "-o", "labels", "--task", "pseudo-label", "--tags", "photos/tags.csv"],
+        ["infer", "run", "photos/images", "-o", "torch", "--backend", "torch", "--flip", "--crf", "psa"],
+        ["labels", "convert", "out", "labels.json", "--to", "labelstudio", "--images", "photos/images"],
+        ["data", "import", "out/coco.json", "imported", "--images", "photos/images", "--masks"],
+        ["weights", "import", "trunk.pth", "trunk.safetensors", "--backbone", "test_resnet"],
+        ["eval", "run/pseudo_labels", "photos/masks"],
+        ["inspect", "run/export/segmenter.onnx"],
+        ["bench", "--quick", "merge"],
+        ["--help"],
+        ["version"],
+    ]
 
 
 TRUNK = """
@@ -210,6 +219,37 @@ import torch
 from sccam.nets.backbones import build_backbone
 torch.save(build_backbone("test_resnet", output_stride=32, weights="none").net.state_dict(), "trunk.pth")
 """
+
+
+SESSION = """
+import numpy, onnxruntime, sys, time
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+session.run(None, {"image": numpy.zeros((1, 8, 8, 3), numpy.uint8)})
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def kept(place: Path) -> list[str]:
+    """Files in the home of the watched processes."""
+    return [str(path) for path in (place / "home").rglob("*") if path.is_file()]
+
+
+@pytest.mark.promise("quiet")
+def test_onnx_runtime_keeps_nothing_that_it_would_send_to_its_makers(
+    tally: Tally, full: bool, closed: Closed, model: Path, tmp_path: Path
+) -> None:
+    seconds = 15 if full else 0  # after some it begins to send
+    closed.run("-c", SESSION, model, seconds, cwd=tmp_path)
+    if not kept(tmp_path):
+        pytest.skip("this build of ONNX Runtime sends nothing")
+    shutil.rmtree(tmp_path / "home")
+    assert not full or closed.noted()
+    closed.notes.unlink(missing_ok=True)
+    for script in ("import sccam\n" + SESSION, "import sccam.runtime.network_onnxruntime\n" + SESSION):
+        tally.injected += 1
+        closed.run("-c", script, model, seconds, cwd=tmp_path)
+        assert kept(tmp_path) == [] and closed.noted() == []
+        tally.survived += 1
 
 
 @pytest.mark.promise("quiet")
@@ -226,5 +266,4 @@ def test_the_whole_chain_asks_nobody_and_ends_well(tally: Tally, full: bool, clo
         tally.crashed += done.returncode < 0 or "Traceback" in done.stderr
         assert done.returncode == 0, f"{command}: {done.returncode} {done.stdout[-500:]} {done.stderr[-1500:]}"
         tally.survived += 1
-    left = [str(path.relative_to(tmp_path / "home")) for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    assert left == [], "something was fetched, or is kept to be sent"
+    assert kept(tmp_path) == [], "something was fetched, or is kept to be sent"
