@@ -156,7 +156,7 @@ def test_a_full_disk_ends_a_command_in_words_and_with_room_it_goes_on(command, c
     with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=64m", "tmpfs") as disk:
         out = disk / "out"
         for share in sorted(rng.uniform(0, 0.8) if n else 0.0 for n in range(count)):
-            starve(disk, int(share * needed))
+            starve(disk, max(0, int(share * needed) - size_of(out)))
             before = results(out)
             program = commands(command, out)
             refused(tally, program, disk)

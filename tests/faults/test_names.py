@@ -34,7 +34,7 @@ from tests.runtime.test_folder import model  # noqa: F401  (a fixture)
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = (b".jpg", b".PNG", b".jpeg", b".bmp", b".tiff", b".webp")
 NASTY = (
-    b"\xff\xfe", b"\xff" * 62, "\U0001f600 \u00e9".encode(), "e\u0301".encode(), b"new\nline", b"return\rhere",
+    b"\xff\xfe", b"\xff" * 58, "\U0001f600 \u00e9".encode(), "e\u0301".encode(), b"new\nline", b"return\rhere",
     b"tab\there", b"bell\x07\x1b[31mred", b"-dash", b"--help", b"-o", b"~", b" lead", b"trail ", b"dot.", b"..dots",
     b"a..b", b"CON", b"nul", b"COM1.x", b"Thumbs", b"x" * 240, b"a,b;c|d", b'"quoted"', b"'single'", b"`id`", b"$(id)",
     b"=cmd|' /C calc'!A0", b"@sum", b"%s%n", b"{0}{name}", b"back\\slash", b"..\\..\\up", b"colon:", b"C:", b"*?[x]",
