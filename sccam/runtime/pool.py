@@ -19,16 +19,18 @@ from typing import Any, TypeVar
 
 from sccam.errors import ResourceError
 
+LOOK = 2.0  # [s] between looks at workers whose result does not come
 GRACE = 60.0  # [s] that a worker whose parent is gone may take to end
 
 Result = TypeVar("Result")
 
 
-def worker_count(requested: int) -> int:
-    """`requested`, or the cores this process may use when it is 0."""
+def worker_count(requested: int, beside: int = 1) -> int:
+    """`requested`, or the cores this process may use when it is 0, its share of them among so many processes."""
     if requested:
         return requested
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // beside)
 
 
 def run_jobs(
@@ -47,17 +49,18 @@ def run_jobs(
         for job in jobs:
             yield function(*job)
         return
-    context = multiprocessing.get_context("spawn")
+    context, watch = multiprocessing.get_context("spawn"), _Watch()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker) as pool:
         in_flight: deque[Future[Result]] = deque()
         try:
             for job in jobs:
-                in_flight.append(pool.submit(function, *job))
+                in_flight.append(watch.submit(pool, function, job))
                 if len(in_flight) >= 4 * workers:
-                    yield in_flight.popleft().result()
+                    yield watch.result(in_flight.popleft())
             while in_flight:
-                yield in_flight.popleft().result()
+                yield watch.result(in_flight.popleft())
         except BrokenProcessPool as error:
+            watch.end()
             raise ResourceError(
                 "a worker process died",
                 why='it ran out of memory or was killed; or a script calls this without `if __name__ == "__main__":`',
@@ -66,6 +69,58 @@ def run_jobs(
         finally:
             for future in in_flight:
                 future.cancel()
+
+
+class _Watch:
+    """Sees to it that a worker's death ends its pool: the library loses sight of a worker that it begins just then,
+    and of the job that it is given, and would wait for both for ever."""
+
+    def __init__(self) -> None:
+        self._before = set(multiprocessing.active_children())
+        self._workers: set[multiprocessing.process.BaseProcess] = set()
+
+    def submit(
+        self, pool: ProcessPoolExecutor, function: Callable[..., Result], job: tuple[Any, ...]
+    ) -> Future[Result]:
+        """Hands a job to the pool.
+
+        Raises:
+            BrokenProcessPool: a worker has died.
+        """
+        try:
+            return pool.submit(function, *job)
+        except (OSError, RuntimeError) as error:  # its queues may be closed already
+            if self._died():
+                raise BrokenProcessPool("a worker has died while another one was begun") from error
+            raise
+
+    def result(self, future: Future[Result]) -> Result:
+        """What a job gives.
+
+        Raises:
+            BrokenProcessPool: a worker has died.
+        """
+        while True:
+            try:
+                return future.result(timeout=LOOK)
+            except TimeoutError:
+                if future.done():  # the job's own
+                    raise
+                if self._died():
+                    raise BrokenProcessPool("a worker has died, and nobody has noticed") from None
+
+    def end(self) -> None:
+        """Kills the workers that are left."""
+        for worker in self._seen():
+            if worker.is_alive():
+                worker.kill()
+
+    def _died(self) -> bool:
+        return any(worker.exitcode for worker in self._seen())
+
+    def _seen(self) -> set[multiprocessing.process.BaseProcess]:
+        self._workers |= set(multiprocessing.active_children()) - self._before
+        return self._workers
 
 
 def end_with_parent() -> None:

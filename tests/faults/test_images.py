@@ -22,7 +22,6 @@ from PIL import Image, JpegImagePlugin
 
 from sccam.data.images import DEFAULT_MAX_PIXELS, FORMATS
 from sccam.data.masks import read_mask
-from sccam.errors import SccamError
 from sccam.training.data_check import MOST_LISTED
 from tests.conftest import Cli
 from tests.faults.conftest import FULL, Tally
@@ -383,7 +382,6 @@ RAISED: dict[str, Callable[[], Exception]] = {
     "TimeoutError": lambda: TimeoutError("timed out"),
     "ImportError": lambda: ImportError("no codec"),
     "FileNotFoundError": lambda: FileNotFoundError(2, "No such file or directory"),
-    "SccamError": lambda: SccamError("of ours, where none is expected"),
 }
 """Name -> what a decoder raises; the first eight are known to come from damaged files."""
 

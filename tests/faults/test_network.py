@@ -200,7 +200,7 @@ def chain(full: bool) -> list[list[object]]:
         ["train", "photos", "-c", "photos", "--out", "again", *sets, "--set", "run.until=maps", "--tensorboard"],
         ["data", "check", "photos"],
         ["data", "split", "photos", "--overwrite"],
-        ["export", "run", "--precision", "fp16", "--triton", "models"],
+        ["export", "run", "--network", "segmenter", "--precision", "fp16", "--triton", "models"],
         ["infer", "run", "photos/images", "-o", "labels", "--task", "pseudo-label", "--tags", "photos/tags.csv"],
         ["infer", "run", "photos/images", "-o", "torch", "--backend", "torch", "--flip", "--crf", "psa"],
         ["labels", "convert", "out", "labels.json", "--to", "labelstudio", "--images", "photos/images"],

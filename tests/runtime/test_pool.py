@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import operator
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,3 +128,22 @@ def test_without_affinities_the_number_asked_for_still_counts(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert (worker_count(0), worker_count(3)) == (8, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_a_worker_that_is_killed_while_others_begin_ends_the_pool(seed):
+    """The library may lose the worker that it begins at that moment, and wait for it for ever."""
+
+    def kill() -> None:
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.0005)
+        time.sleep(0.01 * seed)
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ResourceError, match="a worker process died"):
+        list(run_jobs(time.sleep, ((0.05,) for _ in range(400)), workers=2))
+    killer.join()
+    assert not multiprocessing.active_children()
