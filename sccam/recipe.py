@@ -30,12 +30,13 @@ DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,2})?")
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """Where, how and how far a run is computed. `workers` and `until` change nothing in its files."""
+    """Where, how and how far a run is computed. `workers`, `parts` and `until` change nothing but roundings."""
 
     seed: int = field(default=0, metadata={"min": 0})
     device: str = "auto"  # "auto": cuda where there is one, else cpu
     precision: str = field(default="auto", metadata={"choices": ("auto", "fp32", "bf16", "fp16")})
     workers: int = field(default=0, metadata={"min": 0})  # processes for CRF and walk, threads for views; 0: cores
+    parts: int = field(default=1, metadata={"min": 1})  # of a process's batch, one after the other: less memory
     until: str = field(
         default="segmenter", metadata={"choices": ("maps", "pseudo_labels", "segmenter")}
     )  # last product

@@ -8,7 +8,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sccam.data.checks import check_cluster_counts
 from sccam.errors import Interrupted, RunFolderError
 from sccam.nets.backbones import check_trunk
 from sccam.nets.compute import deterministic
+from sccam.ranks import Ranks, joined
 from sccam.recipe import RunConfig, load_config
 from sccam.report.overview import write_overview
 from sccam.stop import StopRequest
@@ -33,6 +35,7 @@ SCHEMA = 1  # of run.json
 FREE_TO_CHANGE = (
     "run.device",
     "run.workers",
+    "run.parts",
     "run.until",
     "backends.",
 )  # settings, and tables of them, that a resume may change
@@ -51,6 +54,8 @@ def train(
     callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Trains the whole chain and returns the content of scores.json.
+
+    Started by `torchrun`, its processes do the run together, in one folder that all of them see.
 
     Args:
         data: an image folder with tags, or a VOC 2012 folder.
@@ -71,26 +76,38 @@ def train(
     if not resume:
         _check_trunks(settings)
     try:
-        with RunFolder(out) as folder, StopRequest().listening() as stop:
-            _prepare(folder, settings, dataset, resume=resume, overwrite=overwrite)
-            take_stages(folder, stage_keys(settings, data_checksum(dataset)), known or {})
+        with joined(settings.run.device) as ranks, _opened(out, ranks) as folder, StopRequest().listening() as stop:
+            if ranks.first:
+                _prepare(folder, settings, dataset, resume=resume, overwrite=overwrite)
+                take_stages(folder, stage_keys(settings, data_checksum(dataset)), known or {})
+            ranks.wait()
             try:
                 with deterministic(settings.run.deterministic):
-                    scores = train_all(dataset, settings, folder, reporter, stop, listener)
-                if settings.run.until == "segmenter":
-                    write_overview(folder, dataset, settings)
-                folder.update(status="finished", ended=_now())
-            except Interrupted:
-                folder.update(status="interrupted")
-                raise
-            except BaseException:
-                folder.update(status="failed")
+                    scores = train_all(
+                        dataset, settings, folder, reporter if ranks.first else Silent(), stop, listener, ranks
+                    )
+                if ranks.first:
+                    if settings.run.until == "segmenter":
+                        write_overview(folder, dataset, settings)
+                    folder.update(status="finished", ended=_now())
+            except BaseException as error:
+                if ranks.first:
+                    folder.update(status="interrupted" if isinstance(error, Interrupted) else "failed")
                 raise
     except Interrupted as error:  # out here, where a second signal no longer comes between
         error.fix = f"go on with: {_command(data, config, out, overrides)}"
         raise
-    listener.on_run_end(scores)
+    if ranks.first:
+        listener.on_run_end(scores)
     return scores
+
+
+@contextmanager
+def _opened(out: Path | str, ranks: Ranks) -> Iterator[RunFolder]:
+    """The run folder, locked by the first process for all of them."""
+    folder = RunFolder(out)
+    with folder if ranks.first else nullcontext():
+        yield folder
 
 
 def plan(data: Path | str, config: RunConfig | str, overrides: list[str] | None = None) -> dict[str, Any]:

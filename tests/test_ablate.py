@@ -120,7 +120,7 @@ def with_another(config: Any, name: str, value: Any) -> Any:
     return with_field(config, head, changed)
 
 
-FREE = ("run.workers", "run.until")
+FREE = ("run.workers", "run.parts", "run.until")
 
 
 def test_every_setting_changes_the_key_of_a_stage_but_those_that_change_no_result():

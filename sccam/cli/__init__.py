@@ -68,4 +68,6 @@ def _told(error: SccamError, verbose: bool) -> int:
 
 def _framed(error: SccamError) -> str:
     first, *rest = str(error).split("\n")
-    return "\n".join([f"error: {first}  (exit {error.exit_code})", *rest])
+    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")  # as torchrun sets them
+    who = f"process {rank} of {count}: " if count != "1" else ""
+    return "\n".join([f"{who}error: {first}  (exit {error.exit_code})", *rest])

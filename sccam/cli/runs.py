@@ -35,18 +35,22 @@ def train(
     """Trains the whole chain on DATA: classifier rounds, maps, affinity, walk, pseudo labels, segmenter."""
     from sccam import run
     from sccam.callbacks import TensorBoard
+    from sccam.ranks import place
 
-    reporter = LineReporter(quiet=as_json)
+    first = place()[0] == 0  # of the processes that torchrun started; the others have nothing to say
+    reporter = LineReporter(quiet=as_json or not first)
     folder = out or Path("runs") / data.resolve().name
     overrides = [*(set_ or []), *(["run.deterministic=true"] if deterministic else [])]
     if dry_run:
         plan = run.plan(data, config, overrides)
         say(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else run.plan_text(plan, folder))
         return
-    callbacks = [TensorBoard(folder / "events")] if tensorboard else []
+    callbacks = [TensorBoard(folder / "events")] if tensorboard and first else []
     scores = run.train(
         data, config, folder, overrides, resume=resume, overwrite=overwrite, reporter=reporter, callbacks=callbacks
     )
+    if not first:
+        return
     if as_json:
         say(json.dumps(scores, indent=2, ensure_ascii=False))
     else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sccam.nets.backbones import Backbone
+from sccam.nets.dropout import ChannelDropout
 
 
 class CamNet(nn.Module):
@@ -33,7 +34,7 @@ class CamNet(nn.Module):
     def __init__(self, backbone: Backbone, classes: int, subcategories: int = 0, maps: str = "parent") -> None:
         super().__init__()
         self.backbone = backbone
-        self.dropout = nn.Dropout2d(backbone.dropout)
+        self.dropout = ChannelDropout(backbone.dropout)
         self.parent = _head(backbone.channels[-1], classes)
         self.sub = _head(backbone.channels[-1], subcategories) if subcategories > 0 else None
         self.maps = maps

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sccam.nets.backbones import Backbone
+from sccam.nets.dropout import ChannelDropout
 
 # name, channels in, middle, out, stride, dilation of the first and of the second 3x3
 PLAIN_BLOCKS = (
@@ -107,10 +108,10 @@ class Bottleneck(nn.Module):
         self.bn_branch2a = nn.BatchNorm2d(width_in)
         self.conv_branch2a = nn.Conv2d(width_in, quarter, 1, bias=False)
         self.bn_branch2b1 = nn.BatchNorm2d(quarter)
-        self.dropout_2b1 = nn.Dropout2d(dropout)
+        self.dropout_2b1 = ChannelDropout(dropout)
         self.conv_branch2b1 = nn.Conv2d(quarter, half, 3, padding=dilation, dilation=dilation, bias=False)
         self.bn_branch2b2 = nn.BatchNorm2d(half)
-        self.dropout_2b2 = nn.Dropout2d(dropout)
+        self.dropout_2b2 = ChannelDropout(dropout)
         self.conv_branch2b2 = nn.Conv2d(half, width_out, 1, bias=False)
         self.conv_branch1 = nn.Conv2d(width_in, width_out, 1, bias=False)
 

@@ -82,7 +82,12 @@ class PairLoss(NamedTuple):
 
 
 def pair_loss(
-    features: Tensor, labels: Tensor, offsets: IntArray, border: str = "clean", source: str = "features"
+    features: Tensor,
+    labels: Tensor,
+    offsets: IntArray,
+    border: str = "clean",
+    source: str = "features",
+    counts: Tensor | None = None,
 ) -> PairLoss:
     """The affinity loss of a batch and its three terms; pairs that touch 255 are dropped.
 
@@ -91,6 +96,7 @@ def pair_loss(
         labels: integer [N h w], from `affinity_labels`.
         offsets: i32 [R 2], from `neighbour_offsets`.
         border, source: as in `AffinityConfig`.
+        counts: `pair_counts` of the batch that this is a part of; its own ones by default.
 
     Raises:
         ShapeError: features and labels lie on different grids.
@@ -101,24 +107,37 @@ def pair_loss(
         raise ShapeError(f"features have shape {tuple(features.shape)}, labels {tuple(labels.shape)}")
     height, width = labels.shape[1:]
     features = features.to(torch.promote_types(features.dtype, torch.float32))  # 1 + 1e-5 needs more than half
-    affinities, firsts, seconds = [], [], []
+    affinities = []
     for dy, dx in offsets.tolist():
         here, there = pair_windows(height, width, (dy, dx), offsets, border)
         if source == "boundary":
             affinities.append(pair_affinities(features[:, 0], (dy, dx), here).flatten())
         else:
             affinities.append(torch.exp(-_MeanDistance.apply(features, here, there)).flatten())
-        firsts.append(labels[:, *here].flatten())
-        seconds.append(labels[:, *there].flatten())
-    a, first, second = torch.cat(affinities), torch.cat(firsts), torch.cat(seconds)
+    a, kinds = torch.cat(affinities), pair_kinds(labels, offsets, border)
+    if counts is None:
+        counts = kinds.sum(dim=1)
+    attract, repel = -torch.log(a + EPSILON), -torch.log(1 + EPSILON - a)
+    background, foreground, negative = (
+        torch.where(chosen, values, 0).sum() / (count + EPSILON)
+        for values, chosen, count in zip((attract, attract, repel), kinds, counts, strict=True)
+    )
+    return PairLoss(background / 4 + foreground / 4 + negative / 2, background, foreground, negative)
 
+
+def pair_kinds(labels: Tensor, offsets: IntArray, border: str = "clean") -> Tensor:
+    """Which pairs are of the background, of one foreground label, of two labels: [3 P]; arguments as in `pair_loss`."""
+    height, width = labels.shape[1:]
+    windows = [pair_windows(height, width, offset, offsets, border) for offset in offsets.tolist()]
+    first, second = (torch.cat([labels[:, *window[end]].flatten() for window in windows]) for end in (0, 1))
     valid = (first != IGNORE) & (second != IGNORE)
     same = valid & (first == second)
-    attract, repel = -torch.log(a + EPSILON), -torch.log(1 + EPSILON - a)
-    background = _mean_over(attract, same & (first == BACKGROUND))
-    foreground = _mean_over(attract, same & (first != BACKGROUND))
-    negative = _mean_over(repel, valid & (first != second))
-    return PairLoss(background / 4 + foreground / 4 + negative / 2, background, foreground, negative)
+    return torch.stack([same & (first == BACKGROUND), same & (first != BACKGROUND), valid & (first != second)])
+
+
+def pair_counts(labels: Tensor, offsets: IntArray, border: str = "clean") -> Tensor:
+    """How many pairs are of each kind [3]: what the terms of `pair_loss` are means over."""
+    return pair_kinds(labels, offsets, border).sum(dim=1)
 
 
 def affinity_field(features: Tensor, offsets: IntArray, stride: int) -> AffinityField:
@@ -140,10 +159,6 @@ def affinity_field(features: Tensor, offsets: IntArray, stride: int) -> Affinity
         here, there = pair_windows(height, width, (dy, dx), offsets, "clean")
         values[r][here] = torch.exp(-(batch[:, :, *here] - batch[:, :, *there]).abs().mean(dim=1))[0]
     return AffinityField(values.cpu().numpy(), offsets, stride)
-
-
-def _mean_over(values: Tensor, chosen: Tensor) -> Tensor:
-    return torch.where(chosen, values, 0).sum() / (chosen.sum() + EPSILON)
 
 
 class _MeanDistance(torch.autograd.Function):

@@ -75,19 +75,34 @@ def prior_shift(pixels: NDArray[np.int64], balance: float) -> FloatArray:
     return np.where(pixels > 0, balance * np.log(shares), 0.0).astype(np.float32)
 
 
-def segmentation_loss(logits: Sequence[Tensor], labels: Tensor, shift: Tensor | None = None) -> Tensor:
+def segmentation_loss(
+    logits: Sequence[Tensor], labels: Tensor, shift: Tensor | None = None, counts: Tensor | None = None
+) -> Tensor:
     """The sum over scales of the mean cross-entropy, each at its own grid; 0 where every label is 255.
 
     Args:
         shift: from `prior_shift`.
+        counts: `labelled_cells` of the batch that this is a part of; its own ones by default.
     """
     total = logits[0].new_zeros(())
-    for scale_logits in logits:
-        target = interpolate(labels[:, None].float(), scale_logits.shape[-2:], mode="nearest-exact")[:, 0].long()
-        if bool((target != IGNORE).any()):  # the mean over no pixel would be NaN
-            shifted = scale_logits.float() if shift is None else scale_logits.float() + shift[:, None, None]
+    for n, scale_logits in enumerate(logits):
+        target = _on_grid(labels, scale_logits.shape[-2:])
+        shifted = scale_logits.float() if shift is None else scale_logits.float() + shift[:, None, None]
+        if counts is not None:
+            summed = cross_entropy(shifted, target, ignore_index=IGNORE, reduction="sum")
+            total = total + summed / counts[n].clamp(min=1)
+        elif bool((target != IGNORE).any()):  # the mean over no pixel would be NaN
             total = total + cross_entropy(shifted, target, ignore_index=IGNORE)
     return total
+
+
+def labelled_cells(labels: Tensor, grids: Sequence[Sequence[int]]) -> Tensor:
+    """Cells of each grid whose label [N H W] is not 255: what the terms of `segmentation_loss` are means over."""
+    return torch.stack([(_on_grid(labels, grid) != IGNORE).sum() for grid in grids])
+
+
+def _on_grid(labels: Tensor, grid: Sequence[int]) -> Tensor:
+    return interpolate(labels[:, None].float(), tuple(grid), mode="nearest-exact")[:, 0].long()
 
 
 def upsample_logits(logits: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:

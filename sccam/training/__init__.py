@@ -11,7 +11,9 @@
     segment/...     DeepLab, then its masks                                                       segmenter.py
     scores          every stage against the true masks, if there are any                          scores.py
 
-With `run.until` a run ends after the maps or the pseudo labels, and may go on later.
+With `run.until` a run ends after the maps or the pseudo labels, and may go on later. Where several processes do a run,
+they share what is trained and what is done image by image; the first one alone checks the data, clusters, chooses the
+threshold and measures.
 
 A stage that is marked finished in run.json is skipped; one that was cut off continues from its files.
 Trainers receive `TaggedImages`, which has no masks; only the last stage and `data` see `TrueMasks`.
@@ -25,6 +27,7 @@ from typing import Any
 
 from sccam.artifacts import RunFolder, read_json
 from sccam.callbacks import Callback
+from sccam.ranks import Ranks
 from sccam.recipe import RunConfig
 from sccam.stop import StopRequest
 from sccam.structures import Dataset
@@ -50,33 +53,35 @@ def train_all(
     reporter: Reporter,
     stop: StopRequest,
     callback: Callback | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Runs what is not finished yet and returns the content of scores.json; arguments as in `RunContext`."""
-    run = RunContext(dataset, config, folder, reporter, stop, callback)
+    run = RunContext(dataset, config, folder, reporter, stop, callback, ranks)
     reporter.message(f"kernels: {run.backends.line()}")
-    folder.update(backends=asdict(run.backends))
+    if run.ranks.first:
+        folder.update(backends=asdict(run.backends))
     rounds = range(run.last_round + 1)
     measured_rounds = rounds if config.measure.every_round else rounds[-1:]
     run.stage("data", partial(check_data, run))
     for r, kind in enumerate(config.rounds):
         if kind == "subcategories":
-            run.stage(f"round{r}/cluster", partial(cluster, run, r))
+            run.stage(f"round{r}/cluster", partial(cluster, run, r), shared=True)
         work = {"reactivated": reactivate, "prototypes": find_prototypes}.get(kind, classify)
-        run.stage(f"round{r}/classify", partial(work, run, r))
+        run.stage(f"round{r}/classify", partial(work, run, r), shared=kind != "prototypes")
         if r in measured_rounds:
-            run.stage(f"round{r}/maps", partial(make_maps, run, r))
+            run.stage(f"round{r}/maps", partial(make_maps, run, r), shared=True)
     run.stage("threshold", partial(choose_threshold, run))
     until = config.run.until
     if until != "maps":
-        run.stage("affinity/labels", partial(make_affinity_labels, run))
-        run.stage("affinity/train", partial(train_affinity, run))
-        run.stage("walk", partial(walk, run))
-        run.stage("pseudo_labels", partial(make_pseudo_labels, run))
+        run.stage("affinity/labels", partial(make_affinity_labels, run), shared=True)
+        run.stage("affinity/train", partial(train_affinity, run), shared=True)
+        run.stage("walk", partial(walk, run), shared=True)
+        run.stage("pseudo_labels", partial(make_pseudo_labels, run), shared=True)
     if until == "segmenter":
-        run.stage("segment/train", partial(train_segmenter, run))
+        run.stage("segment/train", partial(train_segmenter, run), shared=True)
         if config.segment.self_epochs > 0:
-            run.stage("segment/relabel", partial(label_by_itself, run))
-            run.stage("segment/retrain", partial(train_by_itself, run))
-        run.stage("segment/predict", partial(predict, run))
+            run.stage("segment/relabel", partial(label_by_itself, run), shared=True)
+            run.stage("segment/retrain", partial(train_by_itself, run), shared=True)
+        run.stage("segment/predict", partial(predict, run), shared=True)
     run.stage(scores_stage(until), partial(measure, run, measured_rounds))
     return dict(read_json(folder / "scores.json"))

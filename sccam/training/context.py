@@ -17,10 +17,11 @@ from sccam.callbacks import Callback
 from sccam.data.batches import BatchLoader, TrainingBatch
 from sccam.data.transforms import AugmentConfig
 from sccam.errors import RunFolderError
-from sccam.fit import fit
+from sccam.fit import CountsOf, LossOf, fit
 from sccam.nets.backbones import Backbone, build_backbone
 from sccam.nets.compute import Compute
 from sccam.nets.saved import Network, load_network
+from sccam.ranks import Ranks, device_of
 from sccam.recipe import RunConfig
 from sccam.runtime.network_torch import mean_colour
 from sccam.runtime.pool import run_jobs, worker_count
@@ -64,6 +65,7 @@ class RunContext:
         reporter: told of stages and progress.
         stop: checked between images and steps.
         callback: told of stages and epochs.
+        ranks: the processes that do the run together; the first one alone writes what is not shared.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class RunContext:
         reporter: Reporter,
         stop: StopRequest,
         callback: Callback | None = None,
+        ranks: Ranks | None = None,
     ):
         self.dataset = dataset
         self.train_images = dataset.train
@@ -82,24 +85,34 @@ class RunContext:
         self.reporter = reporter
         self.stop = stop
         self.callback = callback or Callback()
-        self.compute = Compute.resolve(config.run.device, config.run.precision)
-        self.workers = worker_count(config.run.workers)
+        self.ranks = ranks or Ranks()
+        self.compute = Compute.resolve(device_of(config.run.device, self.ranks), config.run.precision)
+        self.workers = worker_count(config.run.workers, self.ranks.beside)
         self.backends = config.backends.resolved()
         self.last_round = config.last_round
 
-    def stage(self, name: str, work: Callable[[], None]) -> None:
-        """Does the work of a stage and marks it finished; a stage that is finished already is skipped."""
-        if self.folder.finished(name):
+    def stage(self, name: str, work: Callable[[], None], *, shared: bool = False) -> None:
+        """Does the work of a stage and marks it finished; a stage that is finished already is skipped.
+
+        Args:
+            shared: all processes do it, each with its share; otherwise the first one does it, and the others wait.
+        """
+        first = self.ranks.first
+        if self.ranks.told(first and self.folder.finished(name)):
             return
         self.stop.check()
-        self.reporter.stage(name)
-        self.callback.on_stage_start(name)
+        if first:
+            self.reporter.stage(name)
+            self.callback.on_stage_start(name)
         started = time.monotonic()
-        work()
-        seconds = round(time.monotonic() - started, 2)
-        self.folder.log({"stage": name, "event": "finished", "seconds": seconds})
-        self.folder.finish(name, seconds=seconds)
-        self.callback.on_stage_end(name, seconds)
+        if shared or first:
+            work()
+        self.ranks.wait()
+        if first:
+            seconds = round(time.monotonic() - started, 2)
+            self.folder.log({"stage": name, "event": "finished", "seconds": seconds})
+            self.folder.finish(name, seconds=seconds)
+            self.callback.on_stage_end(name, seconds)
 
     # Per-image work -------------------------------------------------------------------------------------------------
 
@@ -119,9 +132,9 @@ class RunContext:
             self.stop.check()
 
     def missing(self, path_of: Callable[[str], Path]) -> list[tuple[Path, str]]:
-        """(image path, id) of the training images whose file at `path_of(id)` is not there yet."""
-        pairs = zip(self.train_images.paths, self.train_images.ids, strict=True)
-        return [(path, id) for path, id in pairs if not path_of(id).exists()]
+        """(image path, id) of this process's share of the training images, where `path_of(id)` is not there yet."""
+        pairs = list(zip(self.train_images.paths, self.train_images.ids, strict=True))
+        return [(path, id) for path, id in self.ranks.share(pairs) if not path_of(id).exists()]
 
     # Networks -------------------------------------------------------------------------------------------------------
 
@@ -176,8 +189,9 @@ class RunContext:
         stage: str,
         net: nn.Module,
         backbone: Backbone,
-        loss_of: Callable[[TrainingBatch], Tensor],
+        loss_of: LossOf,
         *,
+        counts_of: CountsOf,
         draws: str,
         augment: AugmentConfig,
         batch: int,
@@ -197,7 +211,7 @@ class RunContext:
         Args:
             backbone: the trunk of `net`.
             draws: name of the random numbers (views, their order, dropout); stages of one name draw the same ones.
-            loss_of, average, enough, read_label: as `fit` and `BatchLoader` take them.
+            loss_of, counts_of, average, enough, read_label: as `fit` and `BatchLoader` take them.
             path, kind, stride, made_from: of the finished weights and their manifest.
         """
         self.compute.place(net)
@@ -206,6 +220,8 @@ class RunContext:
 
         def on_epoch(epoch: int, loss: float, rate: float) -> None:
             nonlocal note
+            if not self.ranks.first:
+                return
             metrics = {"loss": loss, "images_per_second": round(rate, 2)}
             self.folder.log({"stage": stage, "epoch": epoch, **metrics})
             self.callback.on_epoch_end(stage, epoch, metrics)
@@ -219,12 +235,15 @@ class RunContext:
             seed=(self.config.run.seed, zlib.crc32(draws.encode())),
             threads=self.workers,
             read_label=read_label,
+            share=(self.ranks.rank, self.ranks.count),
+            parts=self.config.run.parts,
         )
         fit(
             net,
             net.parameter_groups(),  # type: ignore[operator]
             loader,
             loss_of,
+            counts_of=counts_of,
             optimiser_config=optimiser,
             epochs=epochs,
             schedule_epochs=schedule_epochs,
@@ -236,9 +255,11 @@ class RunContext:
             stop=self.stop,
             on_step=lambda done, total: self.reporter.progress(done, total, note),
             on_epoch=on_epoch,
+            ranks=self.ranks,
         )
-        self.write_network(net, backbone, path, kind=kind, stride=stride, made_from=made_from)
-        checkpoint.unlink(missing_ok=True)
+        if self.ranks.first:
+            self.write_network(net, backbone, path, kind=kind, stride=stride, made_from=made_from)
+            checkpoint.unlink(missing_ok=True)
 
     def write_network(
         self, net: nn.Module, backbone: Backbone, path: Path, *, kind: str, stride: int, made_from: dict[str, Any]

@@ -26,7 +26,7 @@ from sccam.runtime.labeler import (
     walk_job,
 )
 from sccam.runtime.network_torch import affinity_features
-from sccam.stages.affinity import pair_loss
+from sccam.stages.affinity import pair_counts, pair_loss
 from sccam.stages.affinity_labels import AFFINITY_STRIDE, neighbour_offsets
 from sccam.stages.boundary import boundary_field
 from sccam.stages.threshold import alpha_of
@@ -110,19 +110,23 @@ def train_affinity(run: RunContext) -> None:
         grid = read_mask(run.folder.affinity_label(run.train_images.ids[n]))
         return np.kron(grid, np.ones((AFFINITY_STRIDE, AFFINITY_STRIDE), dtype=np.uint8))
 
-    def loss_of(batch: TrainingBatch) -> Tensor:
-        features = net(run.inputs(batch, net.backbone)).float()
+    def labels_of(batch: TrainingBatch) -> Tensor:
+        """One label a cell, read at its centre: crops need not begin on a cell's border."""
         assert batch.labels is not None
-        # One label a cell, read at its centre: crops need not begin on a cell's border.
         half = AFFINITY_STRIDE // 2
-        labels = torch.from_numpy(batch.labels[:, half::AFFINITY_STRIDE, half::AFFINITY_STRIDE].copy())
-        return pair_loss(features, labels.to(run.compute.device), offsets, config.border, config.source).total
+        return torch.from_numpy(batch.labels[:, half::AFFINITY_STRIDE, half::AFFINITY_STRIDE].copy())
+
+    def loss_of(batch: TrainingBatch, counts: Tensor | None) -> Tensor:
+        features = net(run.inputs(batch, net.backbone)).float()
+        labels = labels_of(batch).to(run.compute.device)
+        return pair_loss(features, labels, offsets, config.border, config.source, counts).total
 
     run.train_network(
         stage,
         net,
         net.backbone,
         loss_of,
+        counts_of=lambda batch: pair_counts(labels_of(batch), offsets, config.border),
         draws=stage,
         augment=config.augment,
         batch=config.batch,

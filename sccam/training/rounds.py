@@ -7,6 +7,7 @@ Two more rounds may follow that make other maps of the last classifier: reactiva
 from __future__ import annotations
 
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from sccam.data.batches import TrainingBatch
 from sccam.data.images import read_image
 from sccam.data.transforms import resize
 from sccam.errors import RunFolderError
+from sccam.fit import shares
 from sccam.nets.cam_net import CamNet
 from sccam.runtime.labeler import save_map
 from sccam.runtime.network_torch import pooled_features, score_views
@@ -45,13 +47,17 @@ def cluster(run: RunContext, r: int) -> None:
         run.compute.place(trunk)
     net = before if settings.pool == "map" else None
     features_of = pooled_features(trunk, run.compute, partial(_view, run, settings.scale), net)
-    found: list[list[np.ndarray]] = [[] for _ in images.classes]
+    found: list[tuple[int, int, np.ndarray]] = []  # class, row, feature
     every = np.arange(len(images.classes), dtype=np.int32)
-    for n in run.watched(range(len(images))):
+    for n in run.watched(run.ranks.share(range(len(images)))):
         classes = every[images.labels.present[n]] if settings.pool == "map" else every[:1]
-        for c, row in zip(classes, features_of(read_image(images.paths[n]), classes), strict=True):
-            found[c].append(row)
-    parts = [np.stack(rows) for rows in found if rows]
+        for c, row in zip(classes.tolist(), features_of(read_image(images.paths[n]), classes), strict=True):
+            found.append((c, n, row))
+    everywhere = [entry for entries in run.ranks.gathered(found) for entry in entries]
+    if not run.ranks.first:
+        return
+    everywhere.sort(key=lambda entry: entry[:2])
+    parts = [np.stack([row for _, _, row in rows]) for _, rows in groupby(everywhere, key=lambda entry: entry[0])]
     features = np.concatenate(parts)
     labels = cluster_subcategories(
         parts if settings.pool == "map" else features,
@@ -91,12 +97,17 @@ def classify(run: RunContext, r: int) -> None:
     if subcategories is not None:
         weight = sub_weight_of(config, len(run.dataset.classes), len(subcategories.parent))
 
-    def loss_of(batch: TrainingBatch) -> Tensor:
+    def counts_of(batch: TrainingBatch) -> Tensor:
+        """Images, and classes of images."""
+        return torch.stack([torch.tensor(float(len(batch.rows))), parent_targets[batch.rows].sum().cpu()])
+
+    def loss_of(batch: TrainingBatch, counts: Tensor | None) -> Tensor:
         inputs = run.inputs(batch, net.backbone)
+        images, present = shares(counts_of(batch), counts)
         features = net.features(inputs)
         parent_logits, sub_logits = net.logits(features)
         rows = torch.from_numpy(batch.rows).to(run.compute.device)
-        loss = joint_loss(
+        loss = images * joint_loss(
             parent_logits.float(),
             None if sub_logits is None else sub_logits.float(),
             parent_targets[rows],
@@ -108,7 +119,7 @@ def classify(run: RunContext, r: int) -> None:
                 inputs, view_size((inputs.shape[-2], inputs.shape[-1]), config.smaller, stride), mode="area"
             )
             maps = [net.parent(values).float() for values in (features, net.features(small))]
-            loss = loss + config.equivariance * equivariance_loss(maps[0], maps[1], parent_targets[rows])
+            loss = loss + present * config.equivariance * equivariance_loss(maps[0], maps[1], parent_targets[rows])
         return loss
 
     epochs, schedule_epochs = config.epochs_of(r)
@@ -117,6 +128,7 @@ def classify(run: RunContext, r: int) -> None:
         net,
         net.backbone,
         loss_of,
+        counts_of=counts_of,
         draws=DRAWS,
         augment=config.augment_of(r),
         batch=config.batch,
@@ -141,19 +153,26 @@ def reactivate(run: RunContext, r: int) -> None:
     _begin_from(net, _classifier(run, r - 1))
     targets = torch.from_numpy(run.train_images.labels.present).float().to(run.compute.device)
 
-    def loss_of(batch: TrainingBatch) -> Tensor:
+    def counts_of(batch: TrainingBatch) -> Tensor:
+        """Images, and classes of images."""
+        return torch.stack([torch.tensor(float(len(batch.rows))), targets[batch.rows].sum().cpu()])
+
+    def loss_of(batch: TrainingBatch, counts: Tensor | None) -> Tensor:
         features = net.features(run.inputs(batch, net.backbone))
+        images, present = shares(counts_of(batch), counts)
         target = targets[torch.from_numpy(batch.rows).to(run.compute.device)]
         assert net.second is not None
         parent, second = (head.weight.flatten(1).float() for head in (net.parent, net.second))
         loss = joint_loss(net.logits(features)[0].float(), None, target, None, 0.0)
-        return loss + config.weight * reactivation_loss(features.float(), parent, second, target)
+        again = reactivation_loss(features.float(), parent, second, target)
+        return images * loss + present * config.weight * again
 
     run.train_network(
         f"round{r}/classify",
         net,
         net.backbone,
         loss_of,
+        counts_of=counts_of,
         draws="reactivate",
         augment=run.config.classify.augment_of(r),
         batch=run.config.classify.batch,
@@ -223,7 +242,7 @@ def make_maps(run: RunContext, r: int) -> None:
     images, config, merge = run.train_images, run.config, run.backends.function("merge")
     stride = config.network.output_stride
     rows = [n for n, id in enumerate(images.ids) if r == run.last_round or id in run.dataset.masks.paths]
-    for n in run.watched(rows):
+    for n in run.watched(run.ranks.share(rows)):
         path = run.folder.activation_map(r, images.ids[n])
         if path.exists():
             continue

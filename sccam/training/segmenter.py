@@ -19,7 +19,7 @@ from sccam.nets.deeplab import DeepLab
 from sccam.runtime.labeler import own_label_job, refine_job
 from sccam.runtime.network_torch import segmentation_scores
 from sccam.stages.pseudo_label import sharpened
-from sccam.stages.segment import prior_shift, segmentation_loss
+from sccam.stages.segment import labelled_cells, prior_shift, segmentation_loss
 from sccam.structures import IGNORE, ByteArray, TaggedImages
 from sccam.training.context import RunContext
 
@@ -77,16 +77,26 @@ def _learn(run: RunContext, stage: str, net: DeepLab, label_of: Callable[[str], 
         shift = torch.from_numpy(prior_shift(pixels[: len(run.dataset.classes) + 1], config.balance))
         shift = shift.to(run.compute.device)
 
-    def loss_of(batch: TrainingBatch) -> Tensor:
+    grids: list[torch.Size] = []  # of the loss; views are all of one size
+
+    def counts_of(batch: TrainingBatch) -> Tensor:
+        assert batch.labels is not None
+        if not grids:
+            with torch.no_grad():
+                grids.extend(logits.shape[-2:] for logits in net.multi_scale(run.inputs(batch, net.backbone)))
+        return labelled_cells(torch.from_numpy(batch.labels), grids)
+
+    def loss_of(batch: TrainingBatch, counts: Tensor | None) -> Tensor:
         assert batch.labels is not None
         logits = net.multi_scale(run.inputs(batch, net.backbone))
-        return segmentation_loss(logits, torch.from_numpy(batch.labels).to(run.compute.device), shift)
+        return segmentation_loss(logits, torch.from_numpy(batch.labels).to(run.compute.device), shift, counts)
 
     run.train_network(
         stage,
         net,
         net.backbone,
         loss_of,
+        counts_of=counts_of,
         draws=stage,
         augment=config.augment,
         batch=config.batch,
@@ -108,11 +118,11 @@ def predict(run: RunContext) -> None:
     assert isinstance(net, DeepLab)
     scores_of = segmentation_scores(net, run.compute, run.config.segment.long_side)
     with_crf = run.config.measure.crf_at_test
+    items = [(part.paths[n], part.ids[n], part.split) for part in segmented_parts(run) for n in _predicted(run, part)]
     items = [
-        (part.paths[n], part.ids[n], part.split)
-        for part in segmented_parts(run)
-        for n in _predicted(run, part)
-        if not run.folder.prediction(part.split, part.ids[n], crf=with_crf).exists()
+        (path, id, split)
+        for path, id, split in run.ranks.share(items)
+        if not run.folder.prediction(split, id, crf=with_crf).exists()
     ]
 
     def jobs() -> Iterator[tuple[Any, ...]]:
