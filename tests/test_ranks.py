@@ -1,16 +1,15 @@
-"""Several processes do one run: the weights of one process, on another number of them, and not without one of them."""
+"""Several processes do one run: with the weights of one process, and going on with another number of them."""
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from sccam.artifacts import read_json, read_tensors, write_json
+from sccam.artifacts import read_json, read_tensors
 from sccam.data.sample import draw_sample
 from sccam.errors import ConfigError
 from sccam.nets.dropout import ChannelDropout, share_dropout
@@ -34,7 +33,6 @@ SETTINGS = [
     "classify.equivariance=0.5", "classify.epochs=[3]", "reactivate.epochs=1", "prototypes.k=2", "segment.balance=0.5",
     "segment.average=0.5", "segment.self_epochs=1", "segment.epochs=2",
 ]  # fmt: skip
-PATIENCE = 120.0  # [s] for a process whose partner is gone; the limit of a step is ten minutes
 STEPPING = """
 import time
 from sccam import fit
@@ -163,8 +161,6 @@ def test_processes_and_parts_give_the_weights_of_one_process_that_sees_the_whole
 
 
 def lines(path: Path) -> list[dict[str, float]]:
-    import json
-
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -181,53 +177,6 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(before, after, s
     for code, told in start(out, after, "--resume").ended():
         assert code == 0, told
     assert difference(alone, out) <= 1e-5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_without_one_process_the_other_ends_and_the_run_can_go_on(victim, start, alone, tmp_path):
-    out = tmp_path / "run"
-    started = start(out, 2, hook=STEPPING)
-    until(lambda: list(out.glob("*.checkpoint.safetensors")), started)
-    started.processes[victim].kill()
-    killed = time.monotonic()
-    (code, told) = started.ended()[1 - victim]
-    assert time.monotonic() - killed < PATIENCE
-    assert code == 7 and f"process {1 - victim} of 2 has lost another one" in told and "--resume" in told, told
-    for code, told in start(out, 2, "--resume").ended():
-        assert code == 0, told
-    assert difference(alone, out) <= 1e-5
-
-
-@pytest.mark.slow
-def test_a_process_that_fails_says_why_and_torchrun_ends_the_others(data, alone, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(alone, out)
-    state = read_json(out / "run.json")
-    finished = dict(list(state["finished"].items())[: list(state["finished"]).index("affinity/labels") + 1])
-    write_json(out / "run.json", {**state, "finished": finished, "status": "interrupted"})
-    (out / "affinity_net.safetensors").unlink()
-    for path in sorted((out / "affinity_labels").glob("*.png"))[:6]:
-        path.write_bytes(b"no label")
-    settings = [word for text in SETTINGS for word in ("--set", text)]
-    with free_of("RANK", "WORLD_SIZE"):
-        done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sccam",
-             "train", data, "-c", "photos", "--out", out, *settings, "--resume"],
-            cwd=ROOT, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=False,
-        )  # fmt: skip
-    assert done.returncode != 0 and "of 2: error: " in done.stderr and "affinity_labels" in done.stderr, done.stderr
-    assert read_json(out / "run.json")["status"] == "failed"
-
-
-@contextmanager
-def free_of(*names: str) -> Iterator[None]:
-    """Without these variables of the environment."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-            patch.delenv(name, raising=False)
-        yield
 
 
 def until(condition: Callable[[], object], started: Started) -> None:

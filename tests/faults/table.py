@@ -41,17 +41,19 @@ FAULTS = MappingProxyType(
         33: "clocks that jump, other time zones",
         34: "settings that are misspelt, of a wrong type or out of range",
         35: "runtimes that are missing, doubled or do not fit",
+        36: "one of several processes that train together is killed or fails",
         37: "64 MB of shared memory",
         38: "an export that computes something else",
         39: "markup in file names and tags",
         40: "archives that write outside of their folder or grow without end",
     }
 )
-"""Number of a fault -> what it is. 36 is missing: several processes that train together do not exist here."""
+"""Number of a fault -> what it is."""
 
 PROMISES: dict[str, tuple[str, tuple[int, ...]]] = {
     "whole": ("A run that is killed at any moment leaves the old file or the new one, never half of one; the same"
-              " command, or `--resume`, goes on and ends with what an undisturbed run gives.", (12, 13, 14, 15, 18)),
+              " command, or `--resume`, goes on and ends with what an undisturbed run gives.",
+              (12, 13, 14, 15, 18, 36)),
     "each": ("`infer` on N readable and M broken images writes N results and M lines that say why; its memory does not"
              " depend on N.", (1, 2, 3, 4, 5, 6, 7, 27, 28, 29, 30, 31, 32)),
     "again": ("The same `infer` again does only what is missing, and gives the same bytes on the same machine.",
