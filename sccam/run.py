@@ -71,7 +71,7 @@ def train(
         DataError, ConfigError, RunFolderError, Interrupted: see their texts.
     """
     reporter, listener = reporter or Silent(), Callbacks(callbacks)
-    settings = _settings(config, overrides)
+    settings = read_settings(config, overrides)
     dataset = open_data(data, settings)
     if not resume:
         _check_trunks(settings)
@@ -112,7 +112,7 @@ def _opened(out: Path | str, ranks: Ranks) -> Iterator[RunFolder]:
 
 def plan(data: Path | str, config: RunConfig | str, overrides: list[str] | None = None) -> dict[str, Any]:
     """What a run would do, after the same checks of input and settings; nothing is written."""
-    settings = _settings(config, overrides)
+    settings = read_settings(config, overrides)
     dataset = open_data(data, settings)
     _check_trunks(settings)
     rounds = settings.classify.rounds
@@ -155,7 +155,8 @@ def plan_text(plan: dict[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _settings(config: RunConfig | str, overrides: list[str] | None) -> RunConfig:
+def read_settings(config: RunConfig | str, overrides: list[str] | None) -> RunConfig:
+    """A built-in configuration, a TOML file or settings, with `a.b=c` overrides applied."""
     if isinstance(config, RunConfig):
         return toml.override(config, overrides or [])
     return load_config(config, overrides or [])

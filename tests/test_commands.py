@@ -25,6 +25,7 @@ LEFT_OUT = {  # a regular expression that fits a command -> why it is not run
     r"--engine|--device cuda": "needs a GPU; tests/gpu and tests/export run what can be run without",
     r"--precision int8": "needs 100 images; tests/export has cases of it",
     r"^sccam bench": "takes minutes; tests/bench runs every suite on small inputs",
+    r"^sccam plan": "takes minutes; tests/test_forecast.py does it on small networks",
     r"^sccam ablate": "takes hours; tests/test_ablate.py runs small plans",
     r"^sccam weights import|=resnet38\.safetensors": "needs a file of other authors; tests/nets makes such files",
     r"\b(RUN|DIR|PHOTOS|TAGS|MACHINE)\b|/new/place": "has a placeholder",

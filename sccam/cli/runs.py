@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sccam.cli.app import FAILED_INPUTS, Verbose, app
-from sccam.cli.printing import LineReporter, percent, print_scores, print_table
+from sccam.cli.printing import LineReporter, duration, percent, print_scores, print_table
 from sccam.cli.terminal import say
 
 
@@ -42,8 +42,8 @@ def train(
     folder = out or Path("runs") / data.resolve().name
     overrides = [*(set_ or []), *(["run.deterministic=true"] if deterministic else [])]
     if dry_run:
-        plan = run.plan(data, config, overrides)
-        say(json.dumps(plan, indent=2, ensure_ascii=False) if as_json else run.plan_text(plan, folder))
+        planned = run.plan(data, config, overrides)
+        say(json.dumps(planned, indent=2, ensure_ascii=False) if as_json else run.plan_text(planned, folder))
         return
     callbacks = [TensorBoard(folder / "events")] if tensorboard and first else []
     scores = run.train(
@@ -55,6 +55,48 @@ def train(
         say(json.dumps(scores, indent=2, ensure_ascii=False))
     else:
         print_scores(scores, folder)
+
+
+@app.command()
+def plan(
+    data: Annotated[Path, typer.Argument(help="Folder of images with tags, or a VOC 2012 folder.")],
+    config: Annotated[str, typer.Option("--config", "-c", help="photos, demo, voc12, or a TOML file.")] = "photos",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting: table.name=value; repeatable.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the run, as torchrun would start it.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Says what `train` will take on DATA: time, disk and memory, from a few steps of every stage on this machine."""
+    from sccam.forecast import forecast
+
+    found = forecast(data, config, set_ or [], gpus=gpus, reporter=LineReporter(quiet=as_json))
+    if as_json:
+        say(json.dumps(found, indent=2))
+        return
+    pilot = found["pilot"]
+    rows = [
+        [stage["stage"], f"{stage['items']} {stage['what']}".strip() if stage["items"] else "",
+         f"{stage['seconds_each']:.3g} s" if stage["items"] else "", duration(stage["seconds"]),
+         f"/ {gpus}" if stage["shared"] else ""]
+        for stage in found["stages"]
+    ]  # fmt: skip
+    print_table("", ["stage", "work", "each, measured", "expected", "GPUs"], rows)
+    memory = f"{found['memory_mb']:.0f} MB" if found["memory_mb"] else "not known"
+    if found["gpu_memory_mb"] is not None:
+        memory += f", {found['gpu_memory_mb']} MB on the GPU"
+    say(f"time          {duration(found['seconds'])}")
+    say(f"disk          {found['disk_mb']} MB")
+    say(f"memory        {memory}")
+    say(
+        f"measured      on {pilot['device']}, {pilot['images']} images ({pilot['files']} files) in"
+        f" {duration(pilot['seconds'])}; the expected time and disk are extrapolated from that"
+    )
+    if gpus > 1:
+        say(
+            f"assumed       that {gpus} GPUs are {gpus} times as fast where they share the work; nobody has measured it"
+        )
+    if gpus > 1 and not pilot["device"].startswith("cuda"):
+        say("note          this machine has no GPU that works: its figures say nothing about GPUs")
 
 
 @app.command()
@@ -76,8 +118,8 @@ def ablate(
             say(f"== {name}", file=sys.stderr)
         return LineReporter(quiet=as_json)
 
-    plan = module.read_ablation(file, data, first_seeds=seeds)
-    result = module.ablate(plan, out, jobs=jobs, reporter_of=reporter, train_missing=not report_only)
+    variants = module.read_ablation(file, data, first_seeds=seeds)
+    result = module.ablate(variants, out, jobs=jobs, reporter_of=reporter, train_missing=not report_only)
     if as_json:
         say(json.dumps(result, indent=2, ensure_ascii=False))
     else:
