@@ -63,7 +63,7 @@ $(READY): pyproject.toml $(wildcard sccam/runtime/native/*.h sccam/runtime/nativ
 	@touch $@
 
 $(READY_DEV): $(READY)
-	@test -n '$(LOCK)' || $(BIN)/python -m pip install --quiet --editable '.[bench,crf,export,dev,tensorrt-check]'
+	@test -n '$(LOCK)' || $(BIN)/python -m pip install --quiet --editable '.[bench,crf,export,scale,dev,tensorrt-check]'
 	@for version in 10.16.1.11 11.4.0.106; do $(BIN)/python -m pip install --quiet --no-deps --upgrade \
 		--target $(BINDINGS)/$${version%%.*} tensorrt_cu13_bindings==$$version \
 		|| echo "no TensorRT $$version bindings for this machine: their test will be skipped"; done

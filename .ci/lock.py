@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "bench,crf,export,dev,tensorrt-check"  # as the Makefile's target of the tests
+EXTRAS = "bench,crf,export,scale,dev,tensorrt-check"  # as the Makefile's target of the tests
 
 
 def main() -> None:

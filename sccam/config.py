@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sccam.errors import ConfigError
+from sccam.errors import ConfigError, short
 
 Config = TypeVar("Config")
 
@@ -233,7 +233,7 @@ class _Reader:
         offered = " or ".join(map(repr, near or elsewhere))
         known = f"{f'[{name}]' if name else 'the top level'} knows {', '.join(_fields(cls)) or 'no settings'}"
         return ConfigError(
-            f"unknown setting {table + key!r}",
+            f"unknown setting {short(table + key)}",
             where=self.where,
             fix=f"did you mean {offered}? {known}" if offered else known,
         )

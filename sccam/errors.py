@@ -11,6 +11,11 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
 
 
+def short(name: str, most: int = 80) -> str:
+    """The name in quotation marks, cut where it would fill a screen."""
+    return repr(name) if len(name) <= most else f"{name[:most]!r}... ({len(name)} characters)"
+
+
 class SccamError(Exception):
     """Base of all errors that this package raises on purpose.
 

@@ -9,8 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from sccam import config as toml
-from sccam.data.text import short
-from sccam.errors import ConfigError
+from sccam.errors import ConfigError, short
 from sccam.runtime.backends import Backends
 from sccam.stages.affinity import AffinityConfig
 from sccam.stages.cam import CamConfig

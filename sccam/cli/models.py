@@ -102,41 +102,62 @@ def infer(
         str | None,
         typer.Option(help="i/n: only every n-th image, beginning with the i-th, from 0; RANK/WORLD_SIZE by default."),
     ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: the workers of a Ray cluster.")] = "local",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Networks at a time on the cluster; 0: one a GPU, or one for two cores.")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget another model's results in OUT.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Segments or labels the images of SOURCE with MODEL; the same command again does only what is missing."""
     from dataclasses import asdict
+    from functools import partial
 
-    from sccam.runtime.folder import LabelJob, checked_saves, predict_to
-    from sccam.runtime.network import open_network
-    from sccam.runtime.pseudo_labels import PseudoLabelJob, check_task
-    from sccam.runtime.segmenter import SegmentJob, SegmentOptions, crf_of
+    from sccam.errors import ConfigError
+    from sccam.runtime.folder import Described, checked_saves, collect, predict_to
+    from sccam.runtime.jobs import open_job
+    from sccam.runtime.pseudo_labels import check_task
+    from sccam.runtime.segmenter import SegmentOptions, crf_of
     from sccam.runtime.sources import part_of, sources
     from sccam.stop import StopRequest
 
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"no engine {engine!r}", fix="choose from local, ray")
     options = SegmentOptions(tuple(scale or (1.0,)), flip, size, tile, crf_of(crf))
     check_task(task, options, tags)
     saves, (found, out) = checked_saves(save or ("mask",)), part_of(sources(source), out, shard)
-    job: LabelJob
-    if task == "segment":
-        network = open_network(model, "segmenter", backend, device=device, allow_fallback=allow_fallback)
-        job = SegmentJob(network, options)
-    else:
-        job = PseudoLabelJob(model, tags, backend, device=device, allow_fallback=allow_fallback)
+    if engine == "ray":  # whose workers have another working folder
+        model, tags = model.absolute(), tags and tags.absolute()
+    opened = partial(
+        open_job, model, options, task=task, tags=tags, backend=backend, device=device, allow_fallback=allow_fallback
+    )
     reporter = CountReporter(quiet=as_json)
-    for note in job.notes():
-        reporter.message(note)
+
+    def begin(job: Described) -> None:
+        for note in job.notes():
+            reporter.message(note)
+
     with StopRequest().listening() as stop:
 
         def progress(done: int, failed: int) -> None:
             reporter.progress(done, failed)
             stop.check()
 
-        summary = predict_to(
-            job, found, out, saves, batch=batch, threads=threads, overwrite=overwrite, on_progress=progress
-        )
+        if engine == "ray":
+            from sccam.runtime.on_ray import connected
+
+            with connected(opened, device=device, labellers=workers, batch=batch) as cluster:
+                described = cluster.describe()
+                begin(described)
+                summary = collect(
+                    described, cluster.images, found, out, saves, overwrite=overwrite, on_progress=progress
+                )
+        else:
+            begin(job := opened())
+            summary = predict_to(
+                job, found, out, saves, batch=batch, threads=threads, overwrite=overwrite, on_progress=progress
+            )
     say(json.dumps(asdict(summary), indent=2) if as_json else summary.line())
     if summary.failed:
         raise typer.Exit(FAILED_INPUTS)

@@ -9,8 +9,8 @@ import numpy as np
 
 from sccam.data.images import image_size
 from sccam.data.masks import check_mask, mask_size, read_mask
-from sccam.data.text import nearest, quoted, short
-from sccam.errors import DataError, MaskError
+from sccam.data.text import nearest, quoted
+from sccam.errors import DataError, MaskError, short
 from sccam.structures import Dataset, TaggedImages
 
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from sccam.data.checks import check_tag
-from sccam.data.text import as_text, nearest, one_line, read_text, short
-from sccam.errors import DataError
+from sccam.data.text import as_text, nearest, one_line, read_text
+from sccam.errors import DataError, short
 from sccam.structures import LabelSet, TaggedImages
 
 _DECODER = json.JSONDecoder(parse_int=float)  # int() refuses numbers of thousands of digits

@@ -50,11 +50,6 @@ def one_line(name: str) -> str:
     return name.replace("\n", "\\n").replace("\r", "\\r")
 
 
-def short(name: str, most: int = 80) -> str:
-    """The name in quotation marks, cut where it would fill a screen."""
-    return repr(name) if len(name) <= most else f"{name[:most]!r}... ({len(name)} characters)"
-
-
 def quoted(names: Sequence[str]) -> str:
     """The names in quotation marks, for a message."""
     return ", ".join(map(repr, names))

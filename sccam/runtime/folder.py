@@ -22,7 +22,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from sccam.artifacts import RunFolder, is_leftover, read_json, replacing, write_
 from sccam.data.masks import coloured, write_labelmap, write_mask
 from sccam.errors import ConfigError, Interrupted, RunFolderError, SccamError
 from sccam.labels.convert import write_formats
-from sccam.runtime.pipeline import Job, Loaded, stream
+from sccam.runtime.pipeline import Done, Job, Loaded, stream
 from sccam.runtime.segmenter import Labelled
 from sccam.runtime.sources import Source, fingerprint, outside
 from sccam.structures import ByteArray
@@ -47,8 +47,8 @@ FOLDERS = {"mask": "masks", "overlay": "overlays", "scores": "scores"}
 JPEG_QUALITY = 90  # of overlays
 
 
-class LabelJob(Job[Labelled], Protocol):
-    """A job whose results are labels."""
+class Described(Protocol):
+    """What a folder of results has to know of the job that makes them."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -59,6 +59,17 @@ class LabelJob(Job[Labelled], Protocol):
 
     def notes(self) -> list[str]:
         """What a person should know before the work begins."""
+
+
+class LabelJob(Described, Job[Labelled], Protocol):
+    """A job whose results are labels."""
+
+    def loaded(self, source: Source, image: ByteArray) -> Loaded:
+        """What `load` gives of an image that was read, u8 [H W 3]."""
+
+
+Images = Callable[[Path, Sequence[str], Iterator[Source]], Generator[Done[Any], None, None]]
+"""What is written into a folder, of these kinds, from these images: each one's line, or its error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +137,34 @@ def predict_to(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """Files of all images in a folder; images whose line is there already are skipped.
+    """Files of all images in a folder, made by this process; images whose line is there already are skipped.
 
     Args:
-        save: what is written, of `SAVES`.
         batch, threads: as in `pipeline.stream`.
+        save, overwrite, on_progress: as in `collect`, which says what is raised, too.
+    """
+
+    def images(place: Path, kinds: Sequence[str], waiting: Iterator[Source]) -> Generator[Done[Any], None, None]:
+        return stream(Writing(job, place, kinds), waiting, batch=batch, threads=threads)
+
+    return collect(job, images, found, out, save, overwrite=overwrite, on_progress=on_progress)
+
+
+def collect(
+    job: Described,
+    images_of: Images,
+    found: Iterable[Source],
+    out: Path | str,
+    save: Sequence[str] = ("mask",),
+    *,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Files of all images in a folder, whoever makes them; images whose line is there already are skipped.
+
+    Args:
+        images_of: makes them.
+        save: what is written, of `SAVES`.
         overwrite: forget what another model or other options left in the folder.
         on_progress: told (done, failed) after every image.
 
@@ -161,7 +195,7 @@ def predict_to(
         with (
             _lines(log, "a") as add_line,
             _lines(folder / "errors.jsonl", "w") as add_error,
-            closing(stream(_Writing(job, folder.path, save), waiting(), batch=batch, threads=threads)) as images,
+            closing(images_of(folder.path, save, waiting())) as images,
         ):  # closed, so that no thread writes on when the lock is free again
             try:
                 for image in images:
@@ -185,14 +219,21 @@ def predict_to(
     return summary
 
 
-class _Writing:
-    """A job whose results are written; what it gives is the image's line."""
+class Writing:
+    """A job whose results are written; what it gives is the image's line.
 
-    def __init__(self, job: LabelJob, out: Path, save: Sequence[str]):
+    Args:
+        load: in place of the job's, with the file's fingerprint among the facts of what it gives.
+    """
+
+    def __init__(
+        self, job: LabelJob, out: Path, save: Sequence[str], load: Callable[[Source], Loaded] | None = None
+    ):  # fmt: skip
         self.job, self.out, self.save = job, out, save
         self.lanes, self.batch_pixels = job.lanes, job.batch_pixels
+        self.load = load or self._load
 
-    def load(self, source: Source) -> Loaded:
+    def _load(self, source: Source) -> Loaded:
         before = fingerprint(source.path)  # first: a change while it is read must not go unseen
         loaded = self.job.load(source)
         loaded.facts["fingerprint"] = before
@@ -228,7 +269,7 @@ class _Writing:
         return record
 
 
-def _prepare(out: Path, job: LabelJob, save: Sequence[str], overwrite: bool) -> None:
+def _prepare(out: Path, job: Described, save: Sequence[str], overwrite: bool) -> None:
     """A new folder, or one of the same model and options."""
     plan = json.loads(json.dumps({"schema": SCHEMA, **job.plan(), "save": list(save)}))  # as it will be read back
     path = out / "infer.json"

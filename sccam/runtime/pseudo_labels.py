@@ -193,8 +193,11 @@ class PseudoLabelJob:
 
     def load(self, source: Source) -> Loaded:
         """The image, its views for the classifier, and itself padded for the affinity network."""
+        return self.loaded(source, read_image(source.path))
+
+    def loaded(self, source: Source, image: ByteArray) -> Loaded:
+        """The views of an image that was read."""
         facts = {} if self.tags is None else {"classes": self.tags.of(source)}
-        image = read_image(source.path)
         size = (image.shape[0], image.shape[1])
         if size[0] * size[1] > MOST_PIXELS:
             raise ImageError(
