@@ -22,7 +22,7 @@ from tests.test_docs import PAGES, commands
 
 IMAGES = 12
 LEFT_OUT = {  # a regular expression that fits a command -> why it is not run
-    r"--engine|--device cuda": "needs a GPU; tests/gpu and tests/export run what can be run without",
+    r"--engine(?! ray)|--device cuda": "needs a GPU; tests/gpu and tests/export run what can be run without",
     r"--precision int8": "needs 100 images; tests/export has cases of it",
     r"^sccam bench": "takes minutes; tests/bench runs every suite on small inputs",
     r"^sccam plan": "takes minutes; tests/test_forecast.py does it on small networks",

@@ -1,0 +1,107 @@
+"""What the engine "ray" costs on one machine: the same folder by the local pipeline and by two labellers, in turn.
+
+python benchmarks/engine_ray.py runs/demo/export/segmenter.onnx     # 5,000 drawn images, minutes; results/ray.json
+
+Whole commands are timed, so that what Ray takes to begin is in it. Masks of all runs are compared, byte for byte; in
+the last run a labeller is killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sccam.artifacts import sha256, write_json
+from sccam.bench.machine import commit, device_name
+
+HERE = Path(__file__).resolve().parent
+ENGINES = {"local": (), "ray": ("--engine", "ray", "--workers", "2")}
+
+
+def main() -> None:
+    """Times, compares, writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / "results/ray.json")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        photos = Path(place) / "photos"
+        draw(photos, options.images)
+        seconds: dict[str, list[float]] = {name: [] for name in ENGINES}
+        kept: dict[str, str] = {}
+        for round_ in range(options.rounds):
+            for name, words in ENGINES.items():
+                found = run(options.model, photos, Path(place) / name, words, seconds[name])
+                kept = kept or found
+                assert found == kept, f"masks of {name} differ"
+                print(f"{round_} {name}: {seconds[name][-1]:.1f} s")
+        killed = run(options.model, photos, Path(place) / "ray", ENGINES["ray"], [], kill=True)
+        assert killed == kept and len(kept) == options.images, "a worker that was killed has cost a result"
+    middle = {name: round(statistics.median(times), 1) for name, times in seconds.items()}
+    result: dict[str, Any] = {
+        "machine": device_name(), "commit": commit(), "images": options.images, "model": options.model.name,
+        "seconds": {name: [round(time, 1) for time in times] for name, times in seconds.items()}, "median": middle,
+        "overhead": round(middle["ray"] / middle["local"] - 1, 3), "identical": True, "identical_after_a_kill": True,
+    }  # fmt: skip
+    write_json(options.out, result)
+    print(json.dumps(result, indent=1))
+
+
+def draw(folder: Path, count: int) -> None:
+    """JPEG files of the size of photographs for the web."""
+    rng = np.random.default_rng(0)
+    for n in range(count):
+        path = folder / f"{n // 1000}/{n}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+        coarse.resize((320, 240)).save(path, quality=85)
+
+
+def run(
+    model: Path, photos: Path, out: Path, words: tuple[str, ...], seconds: list[float], kill: bool = False
+) -> dict[str, str]:
+    """Checksum of every mask, after a command whose seconds are added to the list."""
+    shutil.rmtree(out, ignore_errors=True)
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sccam", "infer", model, photos, "-o", out, *words], stdout=subprocess.DEVNULL
+    )
+    if kill:
+        threading.Thread(target=kill_one, args=(out / "predictions.jsonl",), daemon=True).start()
+    assert process.wait() == 0
+    seconds.append(time.perf_counter() - started)
+    return {str(path.relative_to(out)): sha256(path) for path in sorted((out / "masks").rglob("*.png"))}
+
+
+def kill_one(log: Path) -> None:
+    """Kills a labeller when the first lines are there."""
+    while not (log.exists() and log.stat().st_size):
+        time.sleep(0.05)
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdecimal() and (entry / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+                os.kill(int(entry.name), signal.SIGKILL)
+                print("killed a labeller")
+                return
+        except OSError:
+            continue
+
+
+if __name__ == "__main__":
+    main()
