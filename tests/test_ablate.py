@@ -163,6 +163,12 @@ def test_a_setting_leaves_the_stages_before_it_alone():
 # Whole ablations
 
 
+@pytest.fixture(autouse=True)
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this process have no worker processes: each takes seconds to begin, five times a run."""
+    monkeypatch.setattr("sccam.training.context.worker_count", lambda *_: 1)
+
+
 def test_a_report_trains_nothing(plan, tmp_path):
     result = ablate(plan, tmp_path / "out", train_missing=False)
     assert not (tmp_path / "out/runs").exists() and not result["errors"]

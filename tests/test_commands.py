@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,14 @@ def photographs(folder: Path, count: int, seed: int) -> None:
     for name in (*LISTS, "looks.json"):
         (folder / name).unlink()
     shutil.rmtree(folder / "parts")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_worker() -> Iterator[None]:
+    """A run has no worker processes: each takes seconds to begin, many times a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sccam.training.context.worker_count", lambda *_: 1)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -88,11 +88,11 @@ class _Watch:
             BrokenProcessPool: a worker has died.
         """
         try:
-            return pool.submit(function, *job)
-        except (OSError, RuntimeError) as error:  # its queues may be closed already
-            if self._died():
-                raise BrokenProcessPool("a worker has died while another one was begun") from error
-            raise
+            future = pool.submit(function, *job)
+        except (OSError, RuntimeError) as error:  # its queues may be closed already, or no process can be started
+            raise BrokenProcessPool(str(error)) from error
+        self._seen()
+        return future
 
     def result(self, future: Future[Result]) -> Result:
         """What a job gives.

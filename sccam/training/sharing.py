@@ -30,7 +30,7 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
     tables: dict[str, Any] = asdict(config)
     classify, keys = config.classify, {}
     where = {name: tables[name] for name in ("data", "network", "backends")}
-    where["run"] = {name: value for name, value in tables["run"].items() if name not in ("workers", "until")}
+    where["run"] = {name: value for name, value in tables["run"].items() if name not in ("workers", "parts", "until")}
 
     def key(stage: str, before: str, *settings: Any) -> str:
         text = json.dumps([stage, before, where, settings], sort_keys=True, default=str)

@@ -32,7 +32,7 @@ from sccam.export import network as export_module
 from sccam.export.to_onnx import to_onnx
 from sccam.nets.compute import Compute
 from sccam.nets.saved import load_network
-from sccam.runtime import device_cupy, native, network, segmenter
+from sccam.runtime import device_cupy, jobs, native, segmenter
 from sccam.runtime.folder import predict, predict_to
 from sccam.runtime.gpu import GpuFacts
 from sccam.runtime.network import OpenedNetwork, open_network
@@ -376,7 +376,7 @@ def test_a_batch_without_memory_is_halved_and_an_image_without_is_a_line(
             return formula.network(group)
 
         opened = OpenedNetwork(limited, formula.manifest(), "onnxruntime", Path("net.onnx"), "cpu", lanes)
-        monkeypatch.setattr(network, "open_network", lambda *_, opened=opened, **__: opened)
+        monkeypatch.setattr(jobs, "open_network", lambda *_, opened=opened, **__: opened)
         out = tmp_path / f"out{n}"
         tally.injected += 1
         code, told = ended(
