@@ -15,6 +15,9 @@ from sccam import cli
 
 # Two processes of tests have more threads than cores; one that waits for another must not keep it from running.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
 
 # Largest allowed |difference| for values of the order of 1. A test that needs another number says why beside it.
 TOLERANCE = MappingProxyType(
