@@ -1,7 +1,7 @@
 # make demo: the whole method on a drawn sample set · make test: the tests · make check: style, types, floors
 # make docs: the documentation as a site, in site/
 # make bench-tables: the tables and pictures of speed, from benchmarks/results
-# make faults: every fault that docs/guarantees.md counts, in numbers, within hours · make fuzz: mutated files for the readers
+# make faults: every fault that docs/guarantees.md counts, in numbers, which takes long · make fuzz: mutated files for the readers
 # The environment is made on first use; PYTHON=python3.12 make demo chooses another interpreter. With LOCK=requirements.lock
 # it holds the very files that the tests ran with (Linux, x86-64, Python 3.11). JOBS=4 make test: tests in four processes.
 

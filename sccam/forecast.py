@@ -46,7 +46,6 @@ class Pace:
 
     began: float
     ticks: list[tuple[int, float]] = field(default_factory=list)  # items done, and when
-    total: int = 0
 
     @property
     def each(self) -> float:
@@ -81,7 +80,6 @@ class Stopwatch(Silent):
         pace = self.paces[self._name]
         if not pace.ticks or done > pace.ticks[-1][0]:
             pace.ticks.append((done, time.monotonic()))
-        pace.total = total
         self._told.progress(done, total, note)
 
 
