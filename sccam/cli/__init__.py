@@ -51,19 +51,25 @@ def main() -> None:
         reason = error.strerror or str(error)
         fix = "free some space, or choose another place that may be read and written"
         raise SystemExit(_told(ResourceError(reason, where=error.filename, fix=fix), verbose)) from None
-    except KeyboardInterrupt:  # before a command has begun
+    except KeyboardInterrupt:  # before a command has begun, or after its end
+        _hurry()
         raise SystemExit(SIGNALLED + signal.SIGINT) from None
 
 
 def _told(error: SccamError, verbose: bool) -> int:
     """Prints the error; its exit code."""
-    if isinstance(error, Interrupted):  # it ends already, so one more Ctrl-C has nothing to say, but may hurry it
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: os._exit(SIGNALLED + number))
+    if isinstance(error, Interrupted):
+        _hurry()
     if verbose:
         traceback.print_exc()
     say(_framed(error), file=sys.stderr)
     return error.exit_code
+
+
+def _hurry() -> None:
+    """It ends already, so one more Ctrl-C has nothing to say, but may hurry it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os._exit(SIGNALLED + number))
 
 
 def _framed(error: SccamError) -> str:

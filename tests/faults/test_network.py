@@ -240,10 +240,9 @@ def test_onnx_runtime_keeps_nothing_that_it_would_send_to_its_makers(
 ) -> None:
     seconds = 15 if full else 0  # after some it begins to send
     closed.run("-c", SESSION, model, seconds, cwd=tmp_path)
-    if not kept(tmp_path):
-        pytest.skip("this build of ONNX Runtime sends nothing")
-    shutil.rmtree(tmp_path / "home")
-    assert not full or closed.noted()
+    if kept(tmp_path):  # not every build does
+        shutil.rmtree(tmp_path / "home")
+        assert not full or closed.noted()
     closed.notes.unlink(missing_ok=True)
     for script in ("import sccam\n" + SESSION, "import sccam.runtime.network_onnxruntime\n" + SESSION):
         tally.injected += 1
