@@ -97,9 +97,10 @@ def fit(
     total = epochs * loader.steps
     horizon = schedule_epochs * loader.steps
     mean = Average(model, average) if average > 0 else None
-    done, losses = _restore(checkpoint, model, optimiser, scaler, mean) if checkpoint.exists() else (0, [])
-    saved_at = time.monotonic()
     ranks = ranks or Ranks()
+    begun = ranks.told(checkpoint.exists())  # a shared disk may show it to one process later than to another
+    done, losses = _restore(checkpoint, model, optimiser, scaler, mean) if begun else (0, [])
+    saved_at = time.monotonic()
     step = _Step(model, loader.batch, loss_of, counts_of, compute, ranks)
 
     def save() -> None:

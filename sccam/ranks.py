@@ -21,7 +21,7 @@ from torch import distributed as dist
 from sccam.errors import BackendUnavailable, ConfigError, ResourceError
 
 PATIENCE = datetime.timedelta(hours=24)  # for what the first process does alone
-STEP_PATIENCE = datetime.timedelta(minutes=10)  # for gradients
+STEP_PATIENCE = datetime.timedelta(minutes=10)  # for a step
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -35,6 +35,7 @@ class Ranks:
         rank, count: of all processes of the run.
         local, beside: of those on this machine.
         gradients: the group that gradients are summed over.
+        steps: the group that all else of a step is summed over, on CPUs.
     """
 
     rank: int = 0
@@ -42,6 +43,7 @@ class Ranks:
     local: int = 0
     beside: int = 1
     gradients: Any = None
+    steps: Any = None
 
     @property
     def first(self) -> bool:
@@ -55,7 +57,7 @@ class Ranks:
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:
-            self.summed(torch.zeros(1))
+            dist.barrier()
 
     def told(self, value: Value) -> Value:
         """What the first process has for it."""
@@ -74,11 +76,11 @@ class Ranks:
         return found or []
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sum over all processes, on a CPU."""
+        """The sum over all processes, which take a step together, on a CPU."""
         total = values.detach().cpu()
         if self.count > 1:
             total = total.clone()
-            dist.all_reduce(total)
+            dist.all_reduce(total, group=self.steps)
         return total
 
 
@@ -126,8 +128,9 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(local)
     dist.init_process_group("gloo", timeout=PATIENCE)
     try:
-        gradients = dist.new_group(backend="nccl" if on_gpu else "gloo", timeout=STEP_PATIENCE)
-        yield Ranks(rank, count, local, beside, gradients)
+        steps = dist.new_group(backend="gloo", timeout=STEP_PATIENCE)
+        gradients = dist.new_group(backend="nccl", timeout=STEP_PATIENCE) if on_gpu else steps
+        yield Ranks(rank, count, local, beside, gradients, steps)
     except RuntimeError as error:
         if _lost(error):
             raise ResourceError(

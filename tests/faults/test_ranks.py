@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,12 @@ from tests.faults.test_kills import unsound
 from tests.test_ranks import ROOT, SETTINGS, STEPPING, Started, alone, data, difference, start, until  # noqa: F401
 
 PATIENCE = 120.0  # [s] for a process whose partner is gone; the limit of a step is ten minutes
+
+IMPATIENT = """
+import datetime
+from sccam import ranks
+ranks.STEP_PATIENCE = datetime.timedelta(seconds=10)
+"""
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault(36), pytest.mark.promise("whole")]
 
@@ -53,6 +60,25 @@ def test_without_one_process_the_other_ends_and_the_run_goes_on(
         tally.lost += different
         assert not different
         tally.survived += 1
+
+
+def test_a_process_that_hangs_is_waited_for_so_long_and_no_longer(
+    start: Callable[..., Started], tally: Tally, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    started = start(out, 2, hook=STEPPING + IMPATIENT)
+    until(partial(checkpoints, out), started)
+    hanging, other = started.processes
+    tally.injected += 1
+    hanging.send_signal(signal.SIGSTOP)
+    try:
+        told = other.communicate(timeout=PATIENCE)[1]
+    finally:
+        hanging.send_signal(signal.SIGCONT)
+        hanging.kill()
+    assert other.returncode == 7 and "process 1 of 2 has lost another one" in told, told
+    assert not unsound(out)
+    tally.survived += 1
 
 
 def test_a_process_that_fails_says_why_and_torchrun_ends_the_others(
