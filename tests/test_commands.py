@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tests.test_docs import PAGES, commands
 IMAGES = 12
 LEFT_OUT = {  # a regular expression that fits a command -> why it is not run
     r"--engine(?! ray)|--device cuda": "needs a GPU; tests/gpu and tests/export run what can be run without",
+    r"s3://": "needs an object store; tests/runtime/test_stored.py has stores in memory and over HTTP",
     r"--precision int8": "needs 100 images; tests/export has cases of it",
     r"^sccam bench": "takes minutes; tests/bench runs every suite on small inputs",
     r"^sccam plan": "takes minutes; tests/test_forecast.py does it on small networks",
@@ -104,6 +106,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(other / "tags.csv", root / "photos/more.csv")
     shutil.copyfile(other / "tags.csv", root / "labels.csv")
     shutil.copyfile(photos / "classes.txt", root / "classes.txt")
+    (root / "shards").mkdir()
+    for n, path in enumerate(sorted((root / "new").rglob("*.jpg"))[:2]):
+        with tarfile.open(root / f"shards/photos-{n:03d}.tar", "w") as tar:
+            tar.add(path, path.name)
     (root / "list.txt").write_text("".join(f"{path}\n" for path in sorted((root / "new").rglob("*.jpg"))))
     with pytest.MonkeyPatch.context() as patch:
         for command in PREPARED:

@@ -76,7 +76,9 @@ def export(
 @app.command()
 def infer(
     model: Annotated[Path, typer.Argument(help="A run, or a .safetensors, .onnx or .engine file of its segmenter.")],
-    source: Annotated[str, typer.Argument(help="An image, a folder, a pattern, a .txt list, or - for standard input.")],
+    source: Annotated[
+        str, typer.Argument(help="An image, a folder, a pattern, a .tar shard, a .txt list, s3:// and the like, or -.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, overlays and the lists of results.")],
     task: Annotated[str, typer.Option(help="segment, or pseudo-label: training labels by MODEL, a run.")] = "segment",
     tags: Annotated[

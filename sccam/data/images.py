@@ -72,18 +72,25 @@ _STORED = {**_UPRIGHT, 6: Transpose.ROTATE_90, 8: Transpose.ROTATE_270}
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 
 
-def read_image(path: Path | str, *, max_pixels: int = DEFAULT_MAX_PIXELS, raw_orientation: bool = False) -> ByteArray:
+def read_image(
+    path: Path | str,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    raw_orientation: bool = False,
+    data: bytes | None = None,
+) -> ByteArray:
     """The image as RGB, u8 [H W 3].
 
     Args:
         path: a JPEG, PNG, BMP, TIFF, WebP, GIF or MPO file, whatever its name ends with.
         max_pixels: refuse larger images before decoding them [px]. Pillow itself refuses above 179 million.
         raw_orientation: keep the pixels as stored instead of applying the EXIF orientation.
+        data: the bytes of what is no file of its own; `path` is what it is called.
 
     Raises:
         ImageError: the file is missing, truncated, broken, too large, or of another format.
     """
-    with opened(path, max_pixels=max_pixels) as image:
+    with opened(path, max_pixels=max_pixels, data=data) as image:
         orientation = _orientation(image)
         # Pillow turns TIFF upright while loading, and no other format.
         turned = image.format == "TIFF"
@@ -126,17 +133,26 @@ def opened(
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
     formats: Sequence[str] = FORMATS,
     error: type[DataError] = ImageError,
+    data: bytes | None = None,
 ) -> Iterator[Image.Image]:
-    """The file with its header parsed and no pixel decoded yet; whatever goes wrong in the block becomes `error`."""
+    """The file with its header parsed and no pixel decoded yet; whatever goes wrong in the block becomes `error`.
+
+    Args:
+        data: in place of the file's bytes.
+    """
     path = Path(path)
     try:
-        status = path.stat()
-        # A named pipe would block for ever in open(), a device might never end.
-        if not stat.S_ISREG(status.st_mode):
-            raise error("not a file", where=path, why="a folder or a device has the name of an image")
-        if status.st_size == 0:
+        if data is None:
+            status = path.stat()
+            # A named pipe would block for ever in open(), a device might never end.
+            if not stat.S_ISREG(status.st_mode):
+                raise error("not a file", where=path, why="a folder or a device has the name of an image")
+        if (status.st_size if data is None else len(data)) == 0:
             raise error("the file is empty", where=path, why="an interrupted copy", fix="copy it again or remove it")
-        with _Clamped(io.FileIO(path)) as file, Image.open(file, formats=list(formats)) as image:
+        with (
+            _Clamped(io.FileIO(path)) if data is None else io.BytesIO(data) as file,
+            Image.open(file, formats=list(formats)) as image,
+        ):
             _check_size(image.size, max_pixels, path, error)
             yield image
     except SccamError:  # a second Ctrl-C among them

@@ -37,7 +37,7 @@ from sccam.errors import ConfigError, Interrupted, RunFolderError, SccamError
 from sccam.labels.convert import write_formats
 from sccam.runtime.pipeline import Done, Job, Loaded, stream
 from sccam.runtime.segmenter import Labelled
-from sccam.runtime.sources import Source, fingerprint, outside
+from sccam.runtime.sources import Source, outside
 from sccam.structures import ByteArray
 
 SCHEMA = 2  # of infer.json
@@ -187,7 +187,7 @@ def collect(
         def waiting() -> Iterator[Source]:
             nonlocal skipped
             for source in outside(found, folder.path):
-                if _key(source.name, fingerprint(source.path)) in there:
+                if _key(source.name, source.fingerprint()) in there:
                     skipped += 1
                 else:
                     yield source
@@ -234,7 +234,7 @@ class Writing:
         self.load = load or self._load
 
     def _load(self, source: Source) -> Loaded:
-        before = fingerprint(source.path)  # first: a change while it is read must not go unseen
+        before = source.fingerprint()  # first: a change while it is read must not go unseen
         loaded = self.job.load(source)
         loaded.facts["fingerprint"] = before
         return loaded
@@ -312,9 +312,9 @@ class _Keys:
         return at < len(self._sorted) and int(self._sorted[at]) == key
 
 
-def _key(name: str, state: dict[str, int]) -> int:
+def _key(name: str, state: dict[str, int | str]) -> int:
     """Of an image in a state. Two of a million collide once in forty million runs."""
-    text = f"{name}\0{state.get('bytes')}\0{state.get('mtime_ns')}"
+    text = f"{name}\0{state.get('bytes')}\0{state.get('mtime_ns', state.get('version'))}"
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
 
 
@@ -341,7 +341,7 @@ def _logged(log: Path) -> _Keys:
 
 
 def _named(source: Source) -> dict[str, str]:
-    return {"name": source.name, "path": str(source.path)}
+    return {"name": source.name, "path": source.where}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Engine "ray": the images of a folder on the workers of a Ray cluster; files, lines and errors as without it.
 
-    names -> blocks of names -> decoded images, by tasks on CPUs -> labels and files, by labellers -> lines
+    sources -> blocks of them -> decoded images, by tasks on CPUs -> labels and files, by labellers -> lines
 
 A labeller is an actor with networks of its own, on a GPU of its own where there are GPUs. Ray Data moves the blocks,
 holds back what the labellers cannot take yet, and gives what a dead worker had to another one. An image's files are
@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from sccam.data.images import read_image
 from sccam.errors import BackendUnavailable, ConfigError, ResourceError, SccamError
 from sccam.runtime.folder import LabelJob, Writing
 from sccam.runtime.pipeline import Done, Loaded, stream
-from sccam.runtime.sources import Source, fingerprint
+from sccam.runtime.sources import Source
+from sccam.runtime.stored import Stored, is_address
 
 NAMES_A_BLOCK = 256  # the piece of work that is done again where a worker dies
 IMAGES_A_CALL = 32  # decoded images that a labeller gets at a time
@@ -151,35 +152,44 @@ def connected(
 
 
 def _blocks(pyarrow: Any, waiting: Iterable[Source]) -> Iterator[Any]:
-    """Tables of names, of paths as they were given, and of whole ones; bytes, since not every one is text."""
+    """Tables of sources, as text that any worker reads."""
     rest = iter(waiting)
     while found := list(islice(rest, NAMES_A_BLOCK)):
-        texts = {
-            "name": [one.name for one in found], "path": [str(one.path) for one in found],
-            "place": [os.path.abspath(one.path) for one in found],
-        }  # fmt: skip
-        yield pyarrow.table(
-            {column: pyarrow.array(map(os.fsencode, values), "binary") for column, values in texts.items()}
-        )
+        yield pyarrow.table({"source": [_packed(one) for one in found]})
+
+
+def _packed(source: Source) -> str:
+    """With paths that hold on any worker beside the path as it was given; ASCII, since not every name is text."""
+    stored = None if source.stored is None else asdict(source.stored)
+    if stored and not is_address(stored["address"]):
+        stored["address"] = os.path.abspath(stored["address"])
+    return json.dumps([source.name, str(source.path), os.path.abspath(source.path), stored])
+
+
+def _unpacked(text: str) -> tuple[Source, Source]:
+    """As it was given, and as this worker finds it."""
+    name, path, place, stored = json.loads(text)
+    bytes_of = None if stored is None else Stored(**stored)
+    return Source(Path(path), name, bytes_of), Source(Path(place), name, bytes_of)
 
 
 def _decode(batch: Any) -> Any:
-    """Names -> images: pixels as bytes, and facts of the file; on any CPU of the cluster."""
+    """Sources -> images: pixels as bytes, and facts of the file; on any CPU of the cluster."""
     import pyarrow
 
     pixels, facts = [], []
-    for place in batch.column("place").to_pylist():
-        started, path = time.perf_counter(), Path(os.fsdecode(place))
+    for text in batch.column("source").to_pylist():
+        started, (_, source) = time.perf_counter(), _unpacked(text)
         try:
-            state = fingerprint(path)  # first: a change while it is read must not go unseen
-            image = read_image(path)
+            state = source.fingerprint()  # first: a change while it is read must not go unseen
+            image = read_image(source.path, data=source.data())
         except (SccamError, MemoryError) as error:
             pixels.append(b"")
             facts.append(json.dumps({"error": _told(error)}))
             continue
         pixels.append(image.tobytes())
         facts.append(json.dumps({"shape": image.shape, "fingerprint": state, "ms": _ms_since(started)}))
-    table = {"name": batch.column("name"), "path": batch.column("path"), "facts": facts}
+    table = {"source": batch.column("source"), "facts": facts}
     return pyarrow.table({**table, "pixels": pyarrow.array(pixels, "large_binary")})
 
 
@@ -193,7 +203,7 @@ class _Labeller:
     def __call__(self, batch: Any) -> Any:
         import pyarrow
 
-        given = dict(zip(_sources(batch), range(len(batch)), strict=True))
+        given = {_unpacked(text)[0]: row for row, text in enumerate(batch.column("source").to_pylist())}
         facts = [json.loads(text) for text in batch.column("facts").to_pylist()]
         pixels, job = batch.column("pixels"), self._job
 
@@ -210,20 +220,16 @@ class _Labeller:
         writing = Writing(job, self._out, self._save, load)
         lines = []
         for done in stream(writing, given, batch=self._batch, threads=1):
-            named = {"name": done.source.name, "path": str(done.source.path)}
+            named = {"name": done.source.name, "path": done.source.where}
             told = {"result": done.result} if done.error is None else {"error": _told(done.error), **named}
             lines.append(json.dumps(told))
         return pyarrow.table({"line": lines})
 
 
-def _sources(batch: Any) -> list[Source]:
-    pairs = zip(batch.column("name").to_pylist(), batch.column("path").to_pylist(), strict=True)
-    return [Source(Path(os.fsdecode(path)), os.fsdecode(name)) for name, path in pairs]
-
-
 def _done(told: dict[str, Any]) -> Done[Any]:
     facts = told.get("result") or told
-    source = Source(Path(facts["path"]), facts["name"])
+    path = facts["path"]
+    source = Source(Path(path), facts["name"], Stored(path, path) if is_address(path) else None)
     if "error" in told:
         return Done(None, source, None, _error(told["error"]))
     return Done(None, source, told["result"], None)

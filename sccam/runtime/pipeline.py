@@ -157,7 +157,7 @@ def _finished(job: Job[Result], loaded: Loaded, output: Any) -> Done[Result]:
     except SccamError as error:
         return Done(loaded, loaded.source, None, error)
     except (OSError, MemoryError) as error:  # such as a name that is too long for the file system
-        wrong = ResourceError(f"its result cannot be made or written: {error}", where=loaded.source.path)
+        wrong = ResourceError(f"its result cannot be made or written: {error}", where=loaded.source.where)
         return Done(loaded, loaded.source, None, wrong)
 
 
@@ -246,11 +246,11 @@ def _read_ahead(
         except TimeoutError:
             start()
             return source, ImageError(
-                f"reading it took longer than {READ_SECONDS:.0f} s", where=source.path,
+                f"reading it took longer than {READ_SECONDS:.0f} s", where=source.where,
                 why="the disk or network drive that it lies on does not answer",
             )  # fmt: skip
         except MemoryError:
-            return source, ImageError("there is not enough memory to read it", where=source.path)
+            return source, ImageError("there is not enough memory to read it", where=source.where)
 
     for _ in range(threads):
         start()

@@ -193,7 +193,7 @@ class PseudoLabelJob:
 
     def load(self, source: Source) -> Loaded:
         """The image, its views for the classifier, and itself padded for the affinity network."""
-        return self.loaded(source, read_image(source.path))
+        return self.loaded(source, read_image(source.path, data=source.data()))
 
     def loaded(self, source: Source, image: ByteArray) -> Loaded:
         """The views of an image that was read."""
@@ -202,7 +202,7 @@ class PseudoLabelJob:
         if size[0] * size[1] > MOST_PIXELS:
             raise ImageError(
                 f"{size[1]} x {size[0]} px are too many for a random walk, the limit is {MOST_PIXELS:,} px",
-                where=source.path, fix="make it smaller, to about the size of the training images",
+                where=source.where, fix="make it smaller, to about the size of the training images",
             )  # fmt: skip
         multiple = self.cam_net.manifest.stride if self.recipe.cam.round_sizes else 1
         views = []

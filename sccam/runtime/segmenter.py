@@ -148,7 +148,7 @@ class SegmentJob:
 
     def load(self, source: Source) -> Loaded:
         """The image and its views."""
-        return self.loaded(source, read_image(source.path))
+        return self.loaded(source, read_image(source.path, data=source.data()))
 
     def loaded(self, source: Source, image: ByteArray) -> Loaded:
         """The views of an image that was read."""

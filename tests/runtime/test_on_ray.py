@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from sccam.artifacts import read_json, sha256
 from tests.conftest import Cli
 from tests.runtime.formula import lines
 from tests.runtime.test_folder import model  # noqa: F401  (a fixture: an ONNX file with its manifest)
+from tests.runtime.test_stored import server  # noqa: F401  (a fixture: images over HTTP)
 
 pytest.importorskip("ray.data", reason="needs the extra scale")
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +79,21 @@ def test_files_lines_and_errors_are_those_of_the_local_run(model, photos, sccam:
     assert (json.loads(out)["done"], json.loads(out)["skipped"]) == (0, 701)
     code, out, _ = sccam("infer", model, photos, "-o", tmp_path / "here", "--engine", "ray", "--json", *kinds)
     assert json.loads(out)["skipped"] == 701, "either engine goes on with what the other began"
+
+
+def test_shards_on_a_disk_and_of_a_server(model, photos, sccam: Cli, server, tmp_path):  # noqa: F811
+    address, here = server
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(photos / "1", "1")
+        tar.add(photos / "3/broken.jpg", "broken.jpg")
+    here.files["/t.tar"] = (tmp_path / "s.tar").read_bytes()
+    (tmp_path / "list.txt").write_text(f"s.tar\n{address}/t.tar\n{address}/gone.png")
+    for out, words in (("here", ()), ("ray", ("--engine", "ray"))):
+        code, _, err = sccam("infer", model, tmp_path / "list.txt", "-o", tmp_path / out, *words)
+        assert code == 5, err
+    assert files(tmp_path / "here") == files(tmp_path / "ray") and len(files(tmp_path / "ray")) == 200
+    for name in ("predictions.jsonl", "errors.jsonl"):
+        assert told(tmp_path / "here", name) == told(tmp_path / "ray", name)
 
 
 def test_a_worker_that_is_killed_costs_no_result(model, photos, sccam: Cli, tmp_path):  # noqa: F811
