@@ -103,6 +103,7 @@ def sources(source: str | Path, lines: Iterable[str] | None = None) -> Iterator[
         return _listed(sys.stdin if lines is None else lines)
     if (numbers := NUMBERS.search(text)) and not os.path.exists(text):
         base = text[: numbers.start()].rpartition("/")[0]
+        base = base if is_address(base) == is_address(text) else ""  # a bucket's name may have numbers
         found = _listed((name.removeprefix(base).lstrip("/") for name in _numbered(text)), base)
     else:
         found = _of(text)
@@ -121,6 +122,8 @@ def _of(text: str) -> Iterator[Source]:
     if text.lower().endswith((f"{SHARD_SUFFIX}.gz", ".tgz")):
         raise DataError("a compressed shard cannot be read in parts", where=shown(text), fix="decompress it: gunzip")
     if is_address(text):
+        if text.lower().endswith(LIST_SUFFIX):
+            raise DataError("a list has to be on this machine", where=shown(text), fix="copy it here, or give it to -")
         return _in_store(text)
     path = Path(text)
     if os.path.isdir(path):  # Path.is_dir() raises on a name that is too long
@@ -193,12 +196,12 @@ def walked(tree: Tree) -> Iterator[Source]:
             if not folder:
                 raise
             yield tree.source(folder, output_folder)
-        images = sorted(name for name in files if _is_image(name))
+        images = sorted(name for name in files if _is_image(name) and not _is_hidden(name))
         for name, output in _named(images):
             yield tree.source(_joined(folder, name), _joined(output_folder, output))
         taken: set[str] = set()
-        shown_folders = sorted(name for name in folders if not name.startswith("."))
-        below = [(_joined(folder, name), _joined(output_folder, _free(taken, name))) for name in shown_folders]
+        folders = sorted(name for name in folders if not _is_hidden(name))
+        below = [(_joined(folder, name), _joined(output_folder, _free(taken, name))) for name in folders]
         pending += reversed(below)
 
 
@@ -242,7 +245,7 @@ def _in_store(address: str) -> Iterator[Source]:
         return _members(address, name.name)
     tree = _StoreTree(address)
     if pattern:
-        found = dict(tree.matched())
+        found = {path: stored for path, stored in tree.matched() if not _is_hidden(path)}
         return _those(list(found), lambda path, output: _of_store(found[path], output))
     return walked(tree) if tree.is_folder() else iter([_of_store(tree.stored(), name.stem)])
 
@@ -253,14 +256,8 @@ def _those(paths: Sequence[str], source_of: Callable[[str, str], Source]) -> Ite
         yield source_of(path, output)
     taken: set[str] = set()
     for path in filter(_is_shard, paths):
-        yield from _or_members(source_of(path, _free(taken, path)))
-
-
-def _or_members(source: Source) -> Iterator[Source]:
-    """The image, or the images of the shard that it is."""
-    if not _is_shard(source.path.name):
-        return iter([source])
-    return _members(str(source.path) if source.stored is None else source.stored.address, source.name)
+        source = source_of(path, _free(taken, path))
+        yield from _members(source.stored.address if source.stored else str(source.path), source.name)
 
 
 def _members(address: str, name: str) -> Iterator[Source]:
@@ -269,7 +266,7 @@ def _members(address: str, name: str) -> Iterator[Source]:
     for inside, stored in members(address):
         if not inside:
             yield _of_store(stored, name)
-        elif _is_image(inside):
+        elif _is_image(inside) and not _is_hidden(inside):
             full = _safe(inside)
             yield _of_store(stored, f"{name}/{_free(taken, _stem(full), full)}")
 
@@ -286,8 +283,11 @@ def _numbered(text: str) -> Iterator[str]:
 
 
 def _is_image(name: str) -> bool:
-    last = PurePosixPath(name).name
-    return not last.startswith(".") and PurePosixPath(last).suffix.lower() in IMAGE_SUFFIXES
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".")
 
 
 def _is_shard(name: str) -> bool:

@@ -206,9 +206,12 @@ class Store:
                 yield relative, self._stored(f"{self.address.removesuffix(self._below(fixed))}/{relative}", facts)
 
     def stored(self, path: str = "") -> Stored:
-        """The object at a path below the root that was just scanned, or at the address itself."""
+        """The object at a path below the root, in the folder that was scanned last, or at the address itself."""
         if path:
-            return self._stored(f"{self.address}/{path}", self._facts[path])
+            address = f"{self.address}/{path}"
+            if path not in self._facts:
+                return Stored(shown(address), address, wrong="the store does not list the folder")
+            return self._stored(address, self._facts[path])
         with _told_of(self.address):
             return self._stored(self.address, self._system.info(self._root))
 
@@ -232,7 +235,12 @@ def members(address: str) -> Iterator[tuple[str, Stored]]:
     at = shown(address)
     try:
         with _opened_shard(address) as (file, version), tarfile.open(fileobj=file, mode="r:") as tar:
+            reached = 0
             while (member := tar.next()) is not None:
+                if member.size < 0 or tar.offset <= reached:  # tarfile would go round and round
+                    yield "", Stored(at, address, wrong=f"a member of a size below zero at byte {member.offset:,}")
+                    return
+                reached = tar.offset
                 tar.members.clear()  # type: ignore[attr-defined]  # else those of a shard of millions would be held
                 if member.isdir() or not member.name:
                     continue

@@ -1,10 +1,10 @@
-"""Random and mutated input to the readers of tags, masks, run lengths and images: python -m tests.faults.fuzz
+"""Random and mutated input to the readers of tags, masks, run lengths, images, shards: python -m tests.faults.fuzz
 
-    --target tags|masks|rle|images|all   --seconds 60   --out findings
+    --target tags|masks|rle|images|shards|all   --seconds 60   --out findings
 
 Where atheris is installed, mutation is led by the lines that an input reaches; else inputs are mutated at random from
 a fixed seed. Whatever a reader raises that is not of the package is a finding, and its input is kept. So is a wrong
-result: tags that are not in the file, a mask or an image that is no array of bytes of its size.
+result: tags that are not in the file, a mask or an image that is no array of bytes of its size, a name that leads out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import traceback
@@ -36,6 +37,7 @@ from sccam.data.images import image_size, mode_and_orientation, read_image
 from sccam.data.masks import read_mask, voc_palette
 from sccam.errors import SccamError
 from sccam.labels.rle import brush, brush_mask, compressed, mask_of, run_lengths, uncompressed
+from sccam.runtime.sources import sources
 
 LONGEST = 1 << 14  # [bytes] of an input
 MOST_PIXELS = 1 << 20  # of an image that is decoded: larger ones test the machine, not the reader
@@ -123,6 +125,24 @@ def read_an_image(folder: Path, data: bytes) -> None:
     assert pixels.shape == (height, width, 3) and pixels.dtype == np.uint8
 
 
+def read_a_shard(folder: Path, data: bytes) -> None:
+    """A tar file: the names of its images, and their bytes."""
+    path = folder / "s.tar"
+    path.write_bytes(data)
+    wrong, names = None, set[str]()
+    for source in sources(path):
+        assert len(names) < LONGEST // 512
+        assert source.stored is not None and source.name not in names
+        names.add(source.name)
+        inner = source.name.removeprefix("s.tar/").split("/")
+        assert source.name == "s.tar" or (not {"", ".", ".."} & set(inner) and "." not in inner[0][:1])
+        wrong = wrong or (source if source.stored.wrong else None)
+        if not source.stored.wrong and source.stored.start + source.stored.size <= len(data):
+            assert source.data() == data[source.stored.start :][: source.stored.size]
+    if wrong is not None:
+        wrong.data()
+
+
 # Inputs to begin with
 
 
@@ -189,6 +209,17 @@ def _image_seeds() -> Iterator[bytes]:
     yield _saved(rgb, "MPO", save_all=True, append_images=[rgb])
 
 
+def _shard_seeds() -> Iterator[bytes]:
+    for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w", format=format) as tar:
+            for name in ("a/1.png", "1.jpg", "folder/" * 14 + "2.png", "1.cls"):
+                member = tarfile.TarInfo(name)
+                member.size = 600 * name.endswith("g")
+                tar.addfile(member, io.BytesIO(bytes(range(1, 201)) * 3))
+        yield made.getvalue()
+
+
 NUMBERS = [struct.pack(form, value) for form in ("<H", ">H", "<I", ">I") for value in (0, 1, 255, 32768, 65535)]
 TARGETS = {
     "tags": lambda: Target(read_tags, list(_tag_seeds()), [
@@ -199,6 +230,12 @@ TARGETS = {
     "rle": lambda: Target(read_rle, list(_rle_seeds()), [*NUMBERS, b"o", b"_", b"0", b"P", b"\xff\xff\xff\x7f"]),
     "images": lambda: Target(read_an_image, list(_image_seeds()), [
         *NUMBERS, b"\xff\xd8", b"\xff\xd9", b"\xff\xda", b"\xff\xc0", b"Exif\0\0", b"IDAT", b"IHDR", b"RIFF", b"MM\0*",
+    ]),
+    "shards": lambda: Target(read_a_shard, list(_shard_seeds()), [
+        bytes(512), b"ustar\0" b"00", b"ustar  \0", b"00000001130\0", b"77777777777\0",
+        b"\x80" + bytes(10) + b"\x01", b"\xff" * 12,
+        b"../", b"/", b".png", b"\xff", b"30 path=../x.png\n", b"22 size=9999999999\n", b"GNU.sparse.major=1\n",
+        *(bytes([kind]) for kind in b"0123456789LKxgSVDM"),
     ]),
 }  # fmt: skip
 
@@ -236,7 +273,9 @@ def mutated(rng: random.Random, target: Target, seeds: list[bytes]) -> bytes:
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks have right checksums, so that a reader goes on behind them; other data as it is."""
+    """A PNG or tar file with right checksums, so that a reader goes on behind them; other data as it is."""
+    if data[257:262] == b"ustar":
+        return b"".join(_summed(data[at : at + 512]) for at in range(0, len(data), 512))
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     parts, at = [data[:8]], 8
@@ -248,6 +287,13 @@ def _with_checksums(data: bytes) -> bytes:
         parts += [data[at : at + 4], body, struct.pack(">I", zlib.crc32(body))]
         at += 12 + length
     return b"".join(parts) + data[at:]
+
+
+def _summed(block: bytes) -> bytes:
+    """A block of a tar file, with the checksum of a header if it is one."""
+    if block[257:262] != b"ustar":
+        return block
+    return block[:148] + b"%06o\0 " % (sum(block[:148] + block[156:]) + 8 * ord(" ")) + block[156:]
 
 
 @dataclass

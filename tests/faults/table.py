@@ -60,7 +60,7 @@ PROMISES: dict[str, tuple[str, tuple[int, ...]]] = {
               (13, 16, 17, 29)),
     "parity": ("`export` succeeds only where the file gave PyTorch's results on real images within its tolerance; a"
                " runtime never falls back in silence.", (22, 24, 25, 26, 35, 38)),
-    "quiet": ("Nothing is downloaded, installed or sent.", ()),
+    "quiet": ("Nothing is downloaded, installed or sent; images come from the addresses that are given, if any.", ()),
     "code": ("No file of somebody else runs code: no pickle is read, no ONNX file that refers to others, no engine that"
              " does not fit its manifest and this machine.", (4, 19, 20, 21, 22, 23, 39, 40)),
     "told": ("Wrong data and settings are refused before anything is trained, with what, where, why and what to do.",

@@ -138,6 +138,17 @@ def test_nothing_but_plain_files_is_read_and_the_rest_is_told(tmp_path):
     assert contents(path) == dict.fromkeys(["s.tar/s", "s.tar/h", "s.tar/d", "s.tar/p"])
 
 
+@pytest.mark.parametrize("size", [-1, -512, -1024, -(10**9)])
+def test_a_size_below_zero_does_not_lead_round_in_circles(size, tmp_path):
+    member = tarfile.TarInfo("b.png")
+    member.size = size
+    first = shard({"a.png": picture(0)})[: 512 * (2 + len(picture(0)) // 512)]
+    path = written(tmp_path / "s.tar", first + member.tobuf(tarfile.GNU_FORMAT))
+    assert contents(path) == {"s.tar/a": picture(0), "s.tar": None}
+    (wrong,) = (source.stored.wrong for source in sources(path) if source.stored and source.stored.wrong)
+    assert "size below zero" in wrong
+
+
 @pytest.mark.parametrize("data", [b"", b"no tar file" * 100, picture(0), b"\x1f\x8b" + bytes(600)])
 def test_what_is_no_shard_is_told_and_does_not_stop_the_others(data, tmp_path):
     written(tmp_path / "in/a.tar", data)
@@ -202,7 +213,7 @@ def test_a_shard_gives_the_masks_of_the_same_files(model, tmp_path, sccam: Cli):
 # Stores
 
 
-def test_a_store_is_walked_as_a_folder_is(store, tmp_path):
+def test_a_store_is_walked_as_a_folder_is(store, tmp_path, monkeypatch):
     for name, data in {**PICTURES, "a/1.jpg": picture(5), "notes.txt": b"x", "a/.hidden.png": b"x"}.items():
         store.pipe(f"/photos/{name}", data)
         written(tmp_path / name, data)
@@ -211,6 +222,15 @@ def test_a_store_is_walked_as_a_folder_is(store, tmp_path):
     assert contents("memory://photos/deep/er/4.png") == {"4": PICTURES["deep/er/4.png"]}
     assert contents("memory://photos/*/1.png") == contents(f"{tmp_path}/*/1.png") == named(pictures=
         {name: data for name, data in PICTURES.items() if "1" in name})  # fmt: skip
+    refused = type(store).ls
+
+    def ls(self: Any, path: str, **options: Any) -> Any:
+        if path.endswith("/deep"):
+            raise PermissionError("no")
+        return refused(self, path, **options)
+
+    monkeypatch.setattr(type(store), "ls", ls)
+    assert contents("memory://photos")["deep"] is None
     assert contents("-", lines=["memory://photos/a/2.png\n"]) == {"memory/photos/a/2": PICTURES["a/2.png"]}
 
 
@@ -219,6 +239,7 @@ def test_shards_in_a_store(store):
         store.pipe(f"/shards/{n}.tar", shard({f"{n}.png": picture(n)}))
     every = {f"{n}.tar/{n}": picture(n) for n in range(3)}
     assert contents("memory://shards/*.tar") == contents("memory://shards/{0..2}.tar") == every
+    assert list(contents("memory://s{0..1}/1.tar").values()) == [None, None], "numbers of buckets"
     assert contents("memory://shards/1.tar") == {"1.tar/1": picture(1)}
 
 
@@ -241,6 +262,7 @@ def test_an_object_that_has_changed_is_done_again(store, tmp_path):
         ("file:///etc", ConfigError, "no store"),
         ("ssh://host/x.png", ConfigError, "no store"),
         ("simplecache::s3://b/1.png", DataError, "no such image"),
+        ("memory://photos/list.txt", DataError, "a list has to be on this machine"),
         ("s3://b/1.png::memory://x", ConfigError, "chained"),
     ],
 )
