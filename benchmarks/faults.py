@@ -1,6 +1,6 @@
 """Writes the tables of docs/guarantees.md from results/faults.json, the counts of `make faults`.
 
-make faults                       # hours; then this
+make faults                       # twenty minutes on two cores; then this
 python benchmarks/faults.py       # the tables again
 """
 
@@ -33,7 +33,7 @@ def promises(measured: Any) -> str:
     for name, promise in measured["promises"].items():
         numbers = set(promise["faults"])
         tests = [test for test in measured["tests"] if name in test["promises"] or numbers & set(test["faults"])]
-        lines.append([promise["words"], ", ".join(files(tests)), *(str(total(tests, count)) for count in COUNTS)])
+        lines.append([promise["words"], ", ".join(files(tests)), *(f"{total(tests, count):,}" for count in COUNTS)])
     return table(["promise", "proved by", *COUNTS], lines)
 
 
@@ -42,7 +42,7 @@ def faults(measured: Any) -> str:
     lines = []
     for number, words in measured["faults"].items():
         tests = [test for test in measured["tests"] if int(number) in test["faults"]]
-        lines.append([number, words, ", ".join(files(tests)), *(str(total(tests, count)) for count in COUNTS)])
+        lines.append([number, words, ", ".join(files(tests)), *(f"{total(tests, count):,}" for count in COUNTS)])
     kind = "the full run" if measured["full"] else "a quick run"
     facts = f"{measured['machine']}, Python {measured['python']}, commit {measured['commit']}: {kind}, `make faults`."
     sums = ", ".join(f"{measured['sums'][count]:,} {count}" for count in COUNTS)

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -372,6 +373,12 @@ def _manifest(path: Path) -> Manifest:
 
 
 OUTSIDE_THE_LOCK = ("export", "report")  # folders of a run that other commands write in while it may go on
+OF_A_RUN = (
+    *OUTSIDE_THE_LOCK, "lock", "run.json", "config.toml", "data.json", "metrics.jsonl", "threshold.json", "scores.json",
+    "labelmap.txt", "overview.png", "*.safetensors", "*.safetensors.json", "round[0-9]*", "affinity_labels",
+    "walked_maps", "pseudo_labels", "self_labels", "self_trained", "predictions", "predictions_crf", "events",
+)  # fmt: skip
+"""Names of what lies in the folder of a run."""
 
 
 class RunFolder:
@@ -407,6 +414,11 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    def foreign(self) -> list[str]:
+        """Names of what is not of a run."""
+        names = (entry.name for entry in self.path.iterdir() if not is_leftover(entry.name))
+        return sorted(name for name in names if not any(fnmatchcase(name, own) for own in OF_A_RUN))
 
     def tidy(self) -> None:
         """Removes what killed processes left half-written; for who holds the lock."""

@@ -191,6 +191,11 @@ def _prepare(folder: RunFolder, settings: RunConfig, dataset: Dataset, *, resume
         )  # fmt: skip
     data = {"root": str(dataset.root.resolve()), "sha256": data_checksum(dataset)}
     if "schema" in state and (overwrite or state.get("status") == "deleting"):
+        if foreign := folder.foreign():
+            raise RunFolderError(
+                f"the run's folder holds other files, too: {', '.join(foreign[:5])}",
+                where=folder.path, fix="move them to another place, or choose another --out",
+            )  # fmt: skip
         folder.update(status="deleting")  # a kill from here on leaves a folder that says so
         for entry in folder.path.iterdir():
             if entry.name not in ("lock", "run.json"):

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from sccam import cli
+from sccam.artifacts import RunFolder
 from sccam.data.folder import read_folder
 from sccam.data.sample import draw_sample
 from sccam.labels.convert import convert
@@ -114,6 +115,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         for command in PREPARED:
             assert run(command, root, patch) == 0, command
+    assert not RunFolder(root / "runs/photos").foreign()
     for path in (root / "runs/photos/export").glob("segmenter.onnx*"):
         shutil.copyfile(path, root / path.name)
     shutil.copytree(root / "runs/photos", root / "runs/VOC2012")

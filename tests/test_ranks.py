@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from sccam.artifacts import read_json, read_tensors
+from sccam.artifacts import RunFolder, read_json, read_tensors
 from sccam.data.sample import draw_sample
 from sccam.errors import ConfigError
 from sccam.nets.dropout import ChannelDropout, share_dropout
@@ -126,6 +126,7 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "sccam", "train", data, "-c", "photos", "--out", out, *settings], check=True, cwd=ROOT,
         capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    assert not RunFolder(out).foreign(), "all of it is a run's own"
     return out
 
 
