@@ -18,21 +18,17 @@ from __future__ import annotations
 
 import fnmatch
 import glob
-import hashlib
-import itertools
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-import numpy as np
-
 from sccam.data.images import IMAGE_SUFFIXES
 from sccam.errors import ConfigError, DataError
+from sccam.runtime.output_names import downwards, free, stem_of, unlike
 from sccam.runtime.stored import SHARD_SUFFIX, Store, Stored, is_address, members, shown
 
 LIST_SUFFIX = ".txt"
@@ -197,11 +193,11 @@ def walked(tree: Tree) -> Iterator[Source]:
                 raise
             yield tree.source(folder, output_folder)
         images = sorted(name for name in files if _is_image(name) and not _is_hidden(name))
-        for name, output in _named(images):
+        for name, output in unlike(images):
             yield tree.source(_joined(folder, name), _joined(output_folder, output))
         taken: set[str] = set()
         folders = sorted(name for name in folders if not _is_hidden(name))
-        below = [(_joined(folder, name), _joined(output_folder, _free(taken, name))) for name in folders]
+        below = [(_joined(folder, name), _joined(output_folder, free(taken, name))) for name in folders]
         pending += reversed(below)
 
 
@@ -252,11 +248,11 @@ def _in_store(address: str) -> Iterator[Source]:
 
 def _those(paths: Sequence[str], source_of: Callable[[str, str], Source]) -> Iterator[Source]:
     """The images among the paths that a pattern found, and those of the shards among them."""
-    for path, output in _named([path for path in paths if _is_image(path)]):
+    for path, output in unlike([path for path in paths if _is_image(path)]):
         yield source_of(path, output)
     taken: set[str] = set()
     for path in filter(_is_shard, paths):
-        source = source_of(path, _free(taken, path))
+        source = source_of(path, free(taken, path))
         yield from _members(source.stored.address if source.stored else str(source.path), source.name)
 
 
@@ -267,8 +263,8 @@ def _members(address: str, name: str) -> Iterator[Source]:
         if not inside:
             yield _of_store(stored, name)
         elif _is_image(inside) and not _is_hidden(inside):
-            full = _safe(inside)
-            yield _of_store(stored, f"{name}/{_free(taken, _stem(full), full)}")
+            full = downwards(inside)
+            yield _of_store(stored, f"{name}/{free(taken, stem_of(full), full)}")
 
 
 def _numbered(text: str) -> Iterator[str]:
@@ -296,14 +292,6 @@ def _is_shard(name: str) -> bool:
 
 def _joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
-
-
-def _free(taken: set[str], *wanted: str) -> str:
-    """The first of the names that is like none of `taken`, or the last one with a number; it is taken from then on."""
-    numbered = (f"{wanted[-1]}~{n}" for n in itertools.count(2))
-    name = next(name for name in itertools.chain(wanted, numbered) if _alike(name) not in taken)
-    taken.add(_alike(name))
-    return name
 
 
 def _matched(pattern: str) -> Iterator[Source]:
@@ -362,63 +350,15 @@ def _listed(lines: Iterable[str], base: str = "") -> Iterator[Source]:
         if not text.strip() or path in paths:
             continue
         paths.add(path)
-        full = _safe(shown(text))
+        full = downwards(shown(text))
         place = (
             text if is_address(text) or not base else f"{base}/{text}" if is_address(base) else str(Path(base, text))
         )
         if _is_shard(full):
-            yield from _members(place, _free(names, full))
+            yield from _members(place, free(names, full))
             continue
-        name = _free(names, _stem(full), full)
+        name = free(names, stem_of(full), full)
         yield _of_store(Stored(shown(place), place), name) if is_address(place) else Source(Path(place), name)
-
-
-def _safe(path: str) -> str:
-    """A path that leads nowhere but downwards."""
-    parts = [part.replace(":", "") for part in Path(path).as_posix().split("/")]
-    return "/".join(part for part in parts if part not in ("", ".", "..")) or "_"
-
-
-def _named(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(name, name of its outputs): without suffix where no other image's output could have that name, and with a number
-    where they are alike with it. Eight bytes are held of either, so that a folder of a million stays small."""
-    both = (_number(text) for name in names for text in (_stem(name), name))
-    taken = np.sort(np.fromiter(both, np.uint64, 2 * len(names)))
-    twice = frozenset(taken[1:][taken[1:] == taken[:-1]].tolist())
-    given: set[int] = set()
-    for name in names:
-        stem = _stem(name)
-        if _number(stem) not in twice:
-            yield name, stem
-            continue
-        output = name
-        for n in itertools.count(2):
-            number = _number(output)
-            if number not in given and (output == name or not _holds(taken, number)):
-                break
-            output = f"{name}~{n}"
-        given.add(number)
-        yield name, output
-
-
-def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
-
-
-def _alike(name: str) -> str:
-    """The same for names that some file system does not tell apart: by case, or by how an accent is written."""
-    return unicodedata.normalize("NFC", name.casefold())
-
-
-def _number(name: str) -> int:
-    """The same for names that are alike, and for two others once in many millions of folders."""
-    digest = hashlib.blake2b(_alike(name).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
-
-
-def _holds(ordered: np.ndarray, number: int) -> bool:
-    at = int(np.searchsorted(ordered, np.uint64(number)))
-    return at < len(ordered) and int(ordered[at]) == number
 
 
 def _chained(first: Source, rest: Iterator[Source]) -> Iterator[Source]:
