@@ -91,11 +91,11 @@ class Stored:
     def _from_store(self) -> bytes:
         system, path = opened_store(self.address)
         first, end = (self.start, self.start + self.size) if self.start >= 0 else (0, MOST_BYTES)
-        if first == end:
+        if self.size == 0:  # of which some stores refuse to give a part
             return b""
         for left in reversed(range(TRIES)):
             try:
-                data: bytes = system.cat_file(path, start=first or None, end=end)
+                data: bytes = system.cat_file(path, start=first, end=end)
                 return data
             except FileNotFoundError:
                 raise ImageError("it is missing", where=self.where, why="it was moved or removed") from None
