@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from sccam.errors import BackendUnavailable, ConfigError, DataError, ImageError, SccamError
 
+# of stores; memory is that of this process, for tests
 PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "hf", "http", "https", "memory")
 SHARD_SUFFIX = ".tar"
 MOST_BYTES = 1 << 30  # of one image
@@ -100,19 +101,15 @@ class Stored:
             except FileNotFoundError:
                 raise ImageError("it is missing", where=self.where, why="it was moved or removed") from None
             except PermissionError as error:
-                raise ImageError(f"it may not be read: {self._told(error)}", where=self.where) from None
+                raise ImageError(f"it may not be read: {_said(error)}", where=self.where) from None
             except Exception as error:  # every driver has kinds of its own
                 if not left:
                     raise ImageError(
-                        f"its store does not give it: {self._told(error)}", where=self.where,
+                        f"its store does not give it: {_said(error)}", where=self.where,
                         why="the network, or the right to read it", fix="the same command again tries it again",
                     ) from None  # fmt: skip
             time.sleep(PAUSE * 2 ** (TRIES - 1 - left))
         raise AssertionError("unreachable")
-
-    def _told(self, error: Exception) -> str:
-        """What a driver says, without the keys of the address."""
-        return f"{type(error).__name__}: {error}".replace(self.address, shown(self.address))
 
 
 def is_address(text: str) -> bool:
@@ -125,7 +122,15 @@ def shown(address: str) -> str:
     if not is_address(address):
         return address
     parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    user, _, host = parts.netloc.rpartition("@")
+    keys = parts.scheme.startswith("http") or ":" in user  # else as in abfs://container@account
+    return f"{parts.scheme}://{host if keys else parts.netloc}{parts.path}"
+
+
+def _said(error: Exception) -> str:
+    """What a driver says; an address in it may be written in another way than it was given."""
+    text = f"{type(error).__name__}: {error}"
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]+://[^\s'\"<>]+", lambda found: shown(found[0]), text)
 
 
 def opened_store(address: str) -> tuple[Any, str]:
@@ -183,7 +188,7 @@ class Store:
         except OSError:
             raise
         except Exception as error:
-            raise OSError(f"{type(error).__name__}: {error}") from error
+            raise OSError(_said(error)) from error
         files: list[str] = []
         folders: list[str] = []
         self._facts.clear()
@@ -203,7 +208,8 @@ class Store:
         for path, facts in sorted(found.items()):
             if facts["type"] != "directory":
                 relative = path.removeprefix(fixed).lstrip("/")
-                yield relative, self._stored(f"{self.address.removesuffix(self._below(fixed))}/{relative}", facts)
+                place = self.address.removesuffix(self._root.removeprefix(fixed))
+                yield relative, self._stored(f"{place}/{relative}", facts)
 
     def stored(self, path: str = "") -> Stored:
         """The object at a path below the root, in the folder that was scanned last, or at the address itself."""
@@ -214,9 +220,6 @@ class Store:
             return self._stored(address, self._facts[path])
         with _told_of(self.address):
             return self._stored(self.address, self._system.info(self._root))
-
-    def _below(self, fixed: str) -> str:
-        return self._root.removeprefix(fixed)
 
     def _stored(self, address: str, facts: dict[str, Any]) -> Stored:
         size = facts.get("size")
@@ -255,8 +258,7 @@ def members(address: str) -> Iterator[tuple[str, Stored]]:
     except SccamError as error:
         yield "", Stored(at, address, wrong=error.what)
     except Exception as error:  # tarfile raises what its header's numbers and texts raise
-        wrong = f"the shard cannot be read: {type(error).__name__}: {error}".replace(address, at)
-        yield "", Stored(at, address, wrong=wrong)
+        yield "", Stored(at, address, wrong=f"the shard cannot be read: {_said(error)}")
 
 
 def _ends(file: IO[bytes], offset: int) -> bool:
@@ -293,8 +295,7 @@ def _refused(address: str, error: Exception) -> DataError:
     at = shown(address)
     if isinstance(error, FileNotFoundError):
         return DataError("nothing is there", where=at, fix="compare the address with what the store lists")
-    text = f"{type(error).__name__}: {error}".replace(address, at)
-    return DataError(f"the store refuses: {text}", where=at, why="the network, or the right to read it")
+    return DataError(f"the store refuses: {_said(error)}", where=at, why="the network, or the right to read it")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from PIL import Image
 
 from sccam.artifacts import sha256
 from sccam.errors import BackendUnavailable, ConfigError, DataError, ImageError
-from sccam.runtime import stored
+from sccam.runtime import on_ray, stored
 from sccam.runtime.folder import predict_to
 from sccam.runtime.sources import Source, sources
 from sccam.runtime.stored import Stored, opened_store, shown
@@ -280,6 +280,9 @@ def test_a_driver_that_is_not_installed_is_named(monkeypatch):
 def test_keys_in_an_address_are_shown_nowhere():
     assert shown("https://me:secret@host:80/a/1.png?signature=secret#x") == "https://host:80/a/1.png"
     assert shown("photos/a?b.png") == "photos/a?b.png"
+    assert shown("abfs://photos@account.net/1.png") == "abfs://photos@account.net/1.png"
+    error = ValueError("403, url='https://me:secret@host/1.png?key=a/secret+b' (https://host/2.png?key=secret)")
+    assert stored._said(error) == "ValueError: 403, url='https://host/1.png' (https://host/2.png"
 
 
 def test_a_store_that_fails_now_and_then_is_asked_again(store, monkeypatch):
@@ -362,7 +365,7 @@ def test_images_and_shards_of_a_server(server, tmp_path, sccam: Cli, model):  # 
     for name, data in PICTURES.items():
         written(tmp_path / "in" / name, data)
     listed = [f"{address}/photos/{name}?key=secret" for name in PICTURES]
-    listed += [f"{address}/photos/a/1.png?key=other", f"{address}/gone.png?key=secret"]
+    listed += [f"{address}/photos/a/1.png?key=another%2Fsecret", f"{address}/gone.png?key=secret"]
     (tmp_path / "list.txt").write_text("\n".join(listed))
     assert sccam("infer", model, tmp_path / "in", "-o", tmp_path / "files")[0] == 0
     code, _, err = sccam("infer", model, tmp_path / "list.txt", "-o", tmp_path / "out")
@@ -384,7 +387,6 @@ def test_a_server_that_gives_no_parts_of_a_file_is_told_of(server):
 
 
 def test_what_is_sent_to_other_processes_is_the_same(tmp_path):
-    on_ray = pytest.importorskip("sccam.runtime.on_ray")
     own = Source(tmp_path / "\udcff.png", "\udcff")
     for source in (own, *sources(written(tmp_path / "s.tar", shard(PICTURES)))):
         text = json.dumps(on_ray._packed(source))
