@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -147,21 +148,44 @@ def test_a_worker_that_is_killed_ends_other_commands_in_words(command, programs,
         tally.survived += 1
 
 
+def is_long(path: Path, size: int) -> bool:
+    """Whether a file is there and has so many bytes."""
+    return path.exists() and path.stat().st_size == size
+
+
+TAKEN = """
+from sccam.stop import StopRequest
+handle = StopRequest._handle
+
+def told(self, number, frame):
+    with open({taken!r}, "a") as file:
+        file.write("x")
+    handle(self, number, frame)
+
+StopRequest._handle = told
+"""
+"""Hook: a letter in a file for every signal that is taken."""
+
+
 @pytest.mark.fault(27, 14)
 @pytest.mark.promise("whole")
 def test_a_training_whose_worker_hangs_can_be_ended_and_goes_on(programs, whole, sample, tmp_path, tally):
     """A worker that is stopped is like one whose disk does not answer: it never gives its result."""
     folder = before("affinity/labels", whole.folder, tmp_path / "run")
-    program = programs.start(*training(sample, folder, "--resume", "--set", "run.workers=2"))
+    taken = tmp_path / "taken"
+    program = programs.start(
+        *training(sample, folder, "--resume", "--set", "run.workers=2"), hook=TAKEN.format(taken=str(taken))
+    )
     workers = workers_of(program, at_least=2)
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
     tally.injected += 1
     try:
-        for _ in range(20):  # three are enough, if each is taken: one that comes while the same one waits is lost
-            if not program.send(signal.SIGINT):
-                break
-            time.sleep(0.5)
+        for count in (1, 2):  # one that came before the last was taken would be lost
+            program.send(signal.SIGINT)
+            until(partial(is_long, taken, count))
+        time.sleep(2.0)  # the second one has ended the command, or its end waits for the workers
+        program.send(signal.SIGINT)
         assert program.wait() == 128 + signal.SIGINT, program.told
         tally.crashed += program.crashed
     finally:
