@@ -1,6 +1,6 @@
 """Writes the tables of docs/guarantees.md from results/faults.json, the counts of `make faults`.
 
-make faults                       # about twenty minutes on two cores; then this
+make faults                       # takes long; then this
 python benchmarks/faults.py       # the tables again
 """
 
