@@ -5,6 +5,7 @@
     sccam ablate benchmarks/ablations/photographs.toml --data PHOTOS --out OUT --report-only   # what is there so far
     python benchmarks/accuracy.py photographs=OUT                  # NAME is that of the file, without .toml
     python benchmarks/accuracy.py                                  # the tables again, from the JSON
+    python benchmarks/accuracy.py --keep FOLDER photographs=OUT    # elsewhere: seeds to lay into results/accuracy/
 
 A set that is not named keeps the figures that it has. Figures of single runs are kept in results/accuracy/.
 """
@@ -21,6 +22,7 @@ from pages import LIBRARIES, replace_between
 
 from sccam.artifacts import read_json, write_json
 from sccam.bench.machine import commit, device_name
+from sccam.nets.compute import Compute
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "accuracy.json"
@@ -55,16 +57,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", metavar="NAME=OUT", help="folders of `sccam ablate`")
     parser.add_argument("--restore", action="store_true", help="only put what was measured before into OUT")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="only write what OUT has measured into FOLDER")
     arguments = parser.parse_args()
     sets: dict[str, Any] = read_json(RESULT)["sets"] if RESULT.exists() else {}
     for item in arguments.sets:
         name, _, out = item.partition("=")
-        if arguments.restore:
+        if arguments.keep:
+            for seed in seeds_in(Path(out)):
+                keep(Path(out), seed, arguments.keep / f"{name}-seed{seed}.tar.xz", facts())
+        elif arguments.restore:
             for file in sorted(KEPT.glob(f"{name}-seed*.tar.xz")):
                 restore(file, int(file.name.removeprefix(f"{name}-seed").removesuffix(".tar.xz")), Path(out))
         else:
             sets[name] = measured(name, Path(out))
-    if not arguments.restore:
+    if not (arguments.restore or arguments.keep):
         write_json(RESULT, {"schema": 1, "sets": sets})
         replace_between(PAGE, BEGIN, END, "\n\n".join(section(name, found) for name, found in sets.items()))
         name, begin, end = SUMMARY
@@ -75,15 +81,23 @@ def main() -> None:
 def measured(name: str, out: Path) -> dict[str, Any]:
     """The content of OUT/ablation.json and where its runs were made; keeps those runs."""
     result = dict(read_json(out / "ablation.json"))
-    facts = {"commit": commit(), "device": device_name("cpu")}
-    seeds = sorted({seed for variant in result["variants"].values() for seed in variant["seeds"]})
-    where = {}
+    where, here = {}, facts()
     KEPT.mkdir(exist_ok=True)
-    for seed in seeds:
-        keep(out, seed, KEPT / f"{name}-seed{seed}.tar.xz", facts)
+    for seed in sorted({seed for variant in result["variants"].values() for seed in variant["seeds"]}):
+        keep(out, seed, KEPT / f"{name}-seed{seed}.tar.xz", here)
         states = [read_json(run / "run.json") for run in finished(out, seed)]
-        where[str(seed)] = sorted({"commit {commit}, {device}".format(**s.get("kept", facts)) for s in states})
+        where[str(seed)] = sorted({"commit {commit}, {device}".format(**s.get("kept", here)) for s in states})
     return {"where": where, "libraries": {n: version(n) for n in LIBRARIES}, **result}
+
+
+def facts() -> dict[str, str]:
+    """Where runs are trained that are not kept ones: code, and the device that "auto" takes here."""
+    return {"commit": commit(), "device": device_name(Compute.resolve("auto", "auto").device)}
+
+
+def seeds_in(out: Path) -> list[int]:
+    """Seeds of which a variant is finished."""
+    return sorted({int(path.parent.name.removeprefix("seed")) for path in out.glob("runs/*/seed*/scores.json")})
 
 
 def section(name: str, found: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from sccam.runtime.labeler import load_map, walked_scores
 from sccam.runtime.pool import run_jobs
 from sccam.stages.evaluate import ConfusionMatrix, scores, sweep
 from sccam.stages.walk import upsample
-from sccam.structures import ActivationMap, TaggedImages, TrueMasks
+from sccam.structures import ActivationMap, ByteArray, TaggedImages, TrueMasks
 
 Row = dict[str, Any]
 
@@ -146,18 +146,20 @@ def _sweep_job(
 
 def _walked_job(path: Path, mask_path: Path, stride: int, alphas: int, class_count: int) -> list[ConfusionMatrix]:
     true = read_mask(mask_path, class_count=class_count)
-    matrices = []
-    for index in range(alphas):
-        walked, classes = walked_scores(path, index, stride)
-        matrix = ConfusionMatrix(class_count)
-        matrix.add(np.concatenate([[0], classes + 1]).astype(np.uint8)[walked.argmax(axis=0)], true)
-        matrices.append(matrix)
-    return matrices
+    return [_walked_matrix(path, true, stride, index, class_count) for index in range(alphas)]
 
 
 def _walked_once_job(path: Path, mask_path: Path, stride: int, alpha: float, class_count: int) -> ConfusionMatrix:
     index = int(np.argmin(np.abs(read_arrays(path)["alphas"] - alpha)))
-    return _walked_job(path, mask_path, stride, index + 1, class_count)[index]
+    return _walked_matrix(path, read_mask(mask_path, class_count=class_count), stride, index, class_count)
+
+
+def _walked_matrix(path: Path, true: ByteArray, stride: int, alpha: int, class_count: int) -> ConfusionMatrix:
+    """Of one walked map with the background of number `alpha`."""
+    walked, classes = walked_scores(path, alpha, stride)
+    matrix = ConfusionMatrix(class_count)
+    matrix.add(np.concatenate([[0], classes + 1]).astype(np.uint8)[walked.argmax(axis=0)], true)
+    return matrix
 
 
 def _label_job(path: Path, mask_path: Path, class_count: int) -> ConfusionMatrix:

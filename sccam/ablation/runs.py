@@ -11,10 +11,10 @@ from typing import Any
 
 from sccam import config as toml
 from sccam.ablation.plan import CEILING, Ablation, run_folder
-from sccam.ablation.summary import summary
+from sccam.ablation.summary import count_run, summary
 from sccam.artifacts import RunFolder, write_json
 from sccam.errors import Interrupted, RunFolderError, SccamError
-from sccam.recipe import RunConfig
+from sccam.recipe import DataSettings, RunConfig
 from sccam.run import changed_settings, data_checksum, open_data, train
 from sccam.runtime.pool import end_with_parent, worker_count
 from sccam.training import Reporter, Silent, scores_stage
@@ -88,6 +88,8 @@ def _train_seed(
             raise
         except SccamError as error:
             errors[name] = str(error)
+        else:
+            count_run(plan, out, variant, seed, worker_count(workers))
     if plan.ceiling:
         free = [f"run.workers={workers}", "segment.initialise=pretrained"]  # there is no classifier to begin with
         settings = toml.override(plan.settings(plan.baseline, seed), free)
@@ -112,12 +114,15 @@ def _check_unchanged(place: Path, settings: RunConfig, variant: str) -> None:
 def _known(plan: Ablation, out: Path, seed: int) -> dict[str, Path]:
     """Finished stages of all variants of a seed, by their keys."""
     known: dict[str, Path] = {}
+    checksums: dict[DataSettings, str] = {}  # the variants of a plan hardly ever read the images in more than one way
     for variant in plan.variants:
         place = run_folder(out, variant, seed)
         state = RunFolder(place).state()
         finished = state.get("finished", {})
         if finished and "kept" not in state:  # of a kept run only the figures are there
             settings = plan.settings(variant, seed)
-            keys = stage_keys(settings, data_checksum(open_data(plan.data, settings)))
+            if settings.data not in checksums:
+                checksums[settings.data] = data_checksum(open_data(plan.data, settings))
+            keys = stage_keys(settings, checksums[settings.data])
             known |= {key: place for stage, key in keys.items() if stage in finished and key not in known}
     return known

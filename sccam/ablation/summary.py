@@ -169,31 +169,40 @@ def _counts(
 ) -> np.ndarray:
     """Pixel counts of every image, i64 [seeds images C+1 C+2]; kept beside the runs, since they take a while."""
     assert key is not None
-    found = []
-    for seed in seeds:
-        folder, row = RunFolder(run_folder(out, variant, seed)), rows[seed][key]
-        path = folder / "counts" / f"{'-'.join(key).replace('/', '-')}.npz"
-        if path.exists():
-            found.append(read_arrays(path)["counts"])
-            continue
-        part = dataset.train if key[2] == dataset.train.split else dataset.val
-        ids = [id for id in part.ids if id in dataset.masks.paths]
-        settings = plan.settings(variant, seed)
-        stage = row["stage"]
-        if stage.startswith("maps/"):
-            files = [folder.activation_map(int(stage.removeprefix("maps/round")), id) for id in ids]
-        elif stage == "walk":
-            files = [folder.walked_map(id) for id in ids]
-        elif stage == "pseudo_labels":
-            files = [folder.pseudo_label(id) for id in ids]
-        else:
-            files = [folder.prediction(part.split, id, crf=stage.endswith("+crf")) for id in ids]
-        masks = [dataset.masks.paths[id] for id in ids]
-        stride = settings.cam.grid_stride if stage.startswith("maps/") else AFFINITY_STRIDE
-        counts = image_counts(row, len(dataset.classes), masks, files, stride, worker_count(0))
-        write_arrays(path, {"counts": counts})
-        found.append(counts)
-    return np.stack(found)
+    return np.stack([_counts_of(plan, out, variant, seed, rows[seed][key], dataset, worker_count(0)) for seed in seeds])
+
+
+def count_run(plan: Ablation, out: Path, variant: str, seed: int, workers: int) -> None:
+    """Counts what `summary` needs of a finished run, so that runs of several processes are counted there, too."""
+    dataset = open_data(plan.data, plan.settings(variant, seed))
+    for row in read_json(run_folder(out, variant, seed) / "scores.json")["rows"]:
+        _counts_of(plan, out, variant, seed, row, dataset, workers)
+
+
+def _counts_of(
+    plan: Ablation, out: Path, variant: str, seed: int, row: Row, dataset: Dataset, workers: int
+) -> np.ndarray:
+    """Of one row of scores.json, i64 [images C+1 C+2]."""
+    folder, stage = RunFolder(run_folder(out, variant, seed)), row["stage"]
+    name = "-".join(row[part] for part in KEY).replace("/", "-")
+    path = folder / "counts" / f"{name}.npz"
+    if path.exists():
+        return read_arrays(path)["counts"]
+    part = dataset.train if row["split"] == dataset.train.split else dataset.val
+    ids = [id for id in part.ids if id in dataset.masks.paths]
+    if stage.startswith("maps/"):
+        files = [folder.activation_map(int(stage.removeprefix("maps/round")), id) for id in ids]
+    elif stage == "walk":
+        files = [folder.walked_map(id) for id in ids]
+    elif stage == "pseudo_labels":
+        files = [folder.pseudo_label(id) for id in ids]
+    else:
+        files = [folder.prediction(part.split, id, crf=stage.endswith("+crf")) for id in ids]
+    masks = [dataset.masks.paths[id] for id in ids]
+    stride = plan.settings(variant, seed).cam.grid_stride if stage.startswith("maps/") else AFFINITY_STRIDE
+    counts = image_counts(row, len(dataset.classes), masks, files, stride, workers)
+    write_arrays(path, {"counts": counts})
+    return counts
 
 
 def _seconds(out: Path, variant: str, seeds: Sequence[int]) -> float:
