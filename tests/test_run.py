@@ -18,7 +18,9 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,13 +34,15 @@ from sccam.data import open_dataset
 from sccam.data.examples import example_rows
 from sccam.data.masks import read_mask
 from sccam.data.sample import draw_sample
-from sccam.errors import DataError, MaskError, RunFolderError
+from sccam.errors import DataError, Interrupted, MaskError, RunFolderError
 from sccam.measure import ids_checksum
+from sccam.recipe import load_config
 from sccam.report.overview import GAP, TILE
 from sccam.run import plan, train
 from sccam.runtime.backends import Backends
+from sccam.stop import StopRequest
 from sccam.structures import Dataset, TaggedImages
-from sccam.training import Silent
+from sccam.training import Silent, context
 from sccam.training.segmenter import SHOWN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -576,6 +580,26 @@ def test_a_run_that_was_interrupted_and_killed_and_resumed_ends_with_the_same_we
     assert digests(cut_off.folder) == digests(whole.folder)
     assert read_json(cut_off.folder / "scores.json")["rows"] == whole.scores["rows"]
     assert read_json(cut_off.folder / "run.json")["status"] == "finished"
+
+
+def test_the_seconds_of_a_stage_are_those_of_all_calls_that_were_asked_to_stop(dataset, tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(context, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with RunFolder(tmp_path / "run") as folder:
+        run = context.RunContext(dataset, load_config("photos", OVERRIDES), folder, Silent(), StopRequest())
+
+        def work(seconds: float, *, stopped: bool) -> None:
+            now[0] += seconds
+            if stopped:
+                raise Interrupted("stopped")
+
+        for seconds in (5.0, 2.0):
+            with pytest.raises(Interrupted):
+                run.stage("walk", partial(work, seconds, stopped=True))
+        run.stage("walk", partial(work, 4.0, stopped=False))
+        run.stage("pseudo_labels", partial(work, 1.0, stopped=False))
+        finished = folder.state()["finished"]
+    assert finished == {"walk": {"seconds": 11.0}, "pseudo_labels": {"seconds": 1.0}}
 
 
 def test_a_finished_run_that_is_resumed_does_nothing(whole, sample, copy):

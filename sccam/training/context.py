@@ -16,7 +16,7 @@ from sccam.artifacts import Manifest, RunFolder, read_manifest, read_weights_wit
 from sccam.callbacks import Callback
 from sccam.data.batches import BatchLoader, TrainingBatch
 from sccam.data.transforms import AugmentConfig
-from sccam.errors import RunFolderError
+from sccam.errors import Interrupted, RunFolderError
 from sccam.fit import CountsOf, LossOf, fit
 from sccam.nets.backbones import Backbone, build_backbone
 from sccam.nets.compute import Compute
@@ -94,6 +94,8 @@ class RunContext:
     def stage(self, name: str, work: Callable[[], None], *, shared: bool = False) -> None:
         """Does the work of a stage and marks it finished; a stage that is finished already is skipped.
 
+        Its seconds are of all calls, as far as the earlier ones ended on request: what a kill lost is not known.
+
         Args:
             shared: all processes do it, each with its share; otherwise the first one does it, and the others wait.
         """
@@ -104,10 +106,16 @@ class RunContext:
         if first:
             self.reporter.stage(name)
             self.callback.on_stage_start(name)
-        started = time.monotonic()
-        if shared or first:
-            work()
-        self.ranks.wait()
+        spent = self.folder.state().get("spent", {}) if first else {}
+        started = time.monotonic() - spent.get(name, 0.0)
+        try:
+            if shared or first:
+                work()
+            self.ranks.wait()
+        except Interrupted:
+            if first:
+                self.folder.update(spent={**spent, name: round(time.monotonic() - started, 2)})
+            raise
         if first:
             seconds = round(time.monotonic() - started, 2)
             self.folder.log({"stage": name, "event": "finished", "seconds": seconds})
