@@ -21,6 +21,7 @@ from typing import Any
 from kept_runs import finished, keep, restore
 from pages import LIBRARIES, replace_between
 
+from sccam.ablation.plan import CEILING
 from sccam.artifacts import read_json, write_json
 from sccam.bench.machine import commit, device_name
 from sccam.nets.compute import Compute
@@ -87,15 +88,15 @@ def measured(name: str, out: Path) -> dict[str, Any]:
     KEPT.mkdir(exist_ok=True)
     for seed in sorted({seed for variant in result["variants"].values() for seed in variant["seeds"]}):
         keep(out, seed, KEPT / f"{name}-seed{seed}.tar.xz", here)
-        where[str(seed)] = sorted({_place(run, here) for run in finished(out, seed)})
+        runs = [run for run in finished(out, seed) if run.parent.name != CEILING]
+        where[str(seed)] = sorted({_place(run, here) for run in runs})
     return {"where": where, "libraries": {n: version(n) for n in LIBRARIES}, **result}
 
 
 def _place(run: Path, here: dict[str, str]) -> str:
     """Where a run was trained: code, device and precision."""
     kept = read_json(run / "run.json").get("kept", here)
-    precision = read_json(run / "scores.json").get("precision")  # the ceiling's scores do not tell
-    return ", ".join([f"commit {kept['commit']}", kept["device"], *([precision] if precision else [])])
+    return f"commit {kept['commit']}, {kept['device']}, {read_json(run / 'scores.json')['precision']}"
 
 
 def facts() -> dict[str, str]:
@@ -135,7 +136,9 @@ def _places(where: dict[str, list[str]]) -> str:
     for seed, places in where.items():
         for place in places:
             seeds.setdefault(place, []).append(seed)
-    return "; ".join(f"{place} (seeds {', '.join(found)})" for place, found in seeds.items())
+    return "; ".join(
+        f"{place} ({'seed' if len(found) == 1 else 'seeds'} {', '.join(found)})" for place, found in seeds.items()
+    )
 
 
 def summary(found: dict[str, Any]) -> str:

@@ -124,7 +124,7 @@ def test_seeds_of_another_machine_come_with_where_they_were_trained(accuracy, mo
         run = tmp_path / f"ladder/runs/plain/seed{seed}"
         kept = {"kept": {"commit": "c0ffee", "device": device}} if device else {}
         write_json(run / "run.json", {"status": "finished", "finished": {"scores": {"seconds": 1.0}}, **kept})
-        write_json(run / "scores.json", {"rows": [], **({"precision": "bf16"} if device else {})})
+        write_json(run / "scores.json", {"rows": [], "precision": "bf16" if device else "fp32"})
     monkeypatch.setattr(accuracy, "facts", lambda: {"commit": "beef", "device": "a CPU"})
     (tmp_path / "away").mkdir()
     monkeypatch.setattr(sys, "argv", ["accuracy.py", "--keep", str(tmp_path / "away"), f"set={tmp_path / 'ladder'}"])
@@ -138,5 +138,5 @@ def test_seeds_of_another_machine_come_with_where_they_were_trained(accuracy, mo
     write_json(tmp_path / "here/ablation.json", result)
     monkeypatch.setattr(sys, "argv", ["accuracy.py", f"set={tmp_path / 'here'}"])
     accuracy.main()
-    places = "commit beef, a CPU (seeds 0); commit c0ffee, a GPU, bf16 (seeds 1, 2)."
+    places = "commit beef, a CPU, fp32 (seed 0); commit c0ffee, a GPU, bf16 (seeds 1, 2)."
     assert places in accuracy.PAGE.read_text()
