@@ -374,9 +374,10 @@ def _manifest(path: Path) -> Manifest:
 
 OUTSIDE_THE_LOCK = ("export", "report")  # folders of a run that other commands write in while it may go on
 OF_A_RUN = (
-    *OUTSIDE_THE_LOCK, "lock", "run.json", "config.toml", "data.json", "metrics.jsonl", "threshold.json", "scores.json",
-    "labelmap.txt", "overview.png", "*.safetensors", "*.safetensors.json", "round[0-9]*", "affinity_labels",
-    "walked_maps", "pseudo_labels", "self_labels", "self_trained", "predictions", "predictions_crf", "events",
+    *OUTSIDE_THE_LOCK, "lock", "run.json", "config.toml", "data.json", "metrics.jsonl", "threshold.json", "walk.json",
+    "scores.json", "labelmap.txt", "overview.png", "*.safetensors", "*.safetensors.json", "round[0-9]*",
+    "affinity_labels", "walked_maps", "pseudo_labels", "self_labels", "self_trained", "predictions", "predictions_crf",
+    "events",
 )  # fmt: skip
 """Names of what lies in the folder of a run."""
 

@@ -30,6 +30,7 @@ from sccam.run import open_data, read_settings
 from sccam.stop import StopRequest
 from sccam.structures import Dataset, LabelSet, TaggedImages, TrueMasks
 from sccam.training import Reporter, Silent, scores_stage, train_all
+from sccam.training.labels import MOST_WALKED
 from sccam.training.scores import peak_memory_mb
 from sccam.training.segmenter import SHOWN
 
@@ -200,6 +201,8 @@ def _stages(
         affinity, epochs = settings.affinity, settings.affinity.epochs
         yield entry("affinity/labels", "affinity/labels", train, "images")
         yield entry("affinity/train", "affinity/train", steps(epochs, affinity.batch), "steps")
+        if settings.walk.rule != "fixed":
+            yield entry("walk/length", "walk/length", min(train, MOST_WALKED), "images")
         yield entry("walk", "walk", train, "images")
         yield entry("pseudo_labels", "pseudo_labels", train, "images")
     if settings.run.until == "segmenter":

@@ -145,6 +145,7 @@ RUN = {
 DATA = {"root": str, "classes": [str]}
 ALPHA = Number(0, 1e6)  # an exponent
 THRESHOLD = {"threshold": SHARE, "alpha_low": ALPHA, "alpha_high": ALPHA, "alpha_walk": ALPHA}
+WALK = {"steps": COUNT}
 _ROW = {
     "stage": str, "split": str, "column": ("fixed", "image_only", "oracle", "labels"), "images": COUNT, "miou": SCORE,
     "mean_precision?": SCORE, "mean_recall?": SCORE, "iou": {...: SCORE}, "threshold?": SHARE, "alpha?": FINITE,

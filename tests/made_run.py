@@ -29,11 +29,12 @@ def make_run(path: Path, networks: Sequence[str] = ("cam_net", "affinity_net")) 
     """Weights, settings and exported fp32 files of the networks."""
     folder = RunFolder(path)
     # A few steps: untrained affinities average everything away, and labels of ties would be decided by rounding.
-    walk = ["walk.steps=4", "walk.normalise=false"]
+    walk = ["walk.steps=16", "walk.rule=contrast", "walk.normalise=false"]
     settings = load_config("demo", ["cam.scales=[1.0, 0.5]", "cam.long_side=0", f"affinity.radius={RADIUS}", *walk])
     write_text(folder / "config.toml", toml.dump(settings))
     write_json(folder / "run.json", {"schema": 1, "status": "finished"})
     write_json(folder / "threshold.json", {"alpha_walk": 2.5})
+    write_json(folder / "walk.json", {"steps": 4})
     torch.manual_seed(3)
     files = {"cam_net": folder.classifier(0), "affinity_net": folder.affinity_net, "segmenter": folder.segmenter}
     for kind in networks:

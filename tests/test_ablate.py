@@ -124,7 +124,7 @@ FREE = ("run.workers", "run.parts", "run.until")
 
 
 def test_every_setting_changes_the_key_of_a_stage_but_those_that_change_no_result():
-    switched_on = ["reactivate.epochs=1", "prototypes.k=2", "segment.self_epochs=1"]
+    switched_on = ["reactivate.epochs=1", "prototypes.k=2", "segment.self_epochs=1", "walk.rule=contrast"]
     config = load_config("photos", ["classify.rounds=2", *switched_on])
     keys = stage_keys(config, "data")
     for name, value in leaves(config):

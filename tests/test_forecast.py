@@ -17,7 +17,10 @@ from tests.conftest import Cli
 from tests.test_run import OVERRIDES
 
 SMALL = [*OVERRIDES, "network.backbone=test_resnet", "network.weights=none"]
-MORE = ["reactivate.epochs=2", "prototypes.k=2", "segment.self_epochs=2", "classify.epochs=[2, 3]", "affinity.epochs=2"]
+MORE = [
+    "reactivate.epochs=2", "prototypes.k=2", "segment.self_epochs=2", "classify.epochs=[2, 3]", "affinity.epochs=2",
+    "walk.rule=contrast",
+]  # fmt: skip
 
 
 class Totals(Silent):

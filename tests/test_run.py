@@ -339,6 +339,7 @@ LEVERS = [
     "reactivate.epochs=1",
     "prototypes.k=2",
     "affinity.source=boundary",
+    "walk.rule=contrast",
     "segment.average=0.9",
     "segment.self_epochs=1",
     "segment.self_confidence=0.5",
@@ -353,7 +354,8 @@ def levered(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_rounds_follow_the_last_one_and_their_maps_become_the_labels(levered, dataset):
     more = ["round2/classify", "round2/maps", "round3/classify", "round3/maps"]
     own = ["segment/relabel", "segment/retrain"]
-    assert levered.watcher.stages == [*STAGES[:6], *more, *STAGES[6:12], *own, *STAGES[12:]]
+    expected = [*STAGES[:6], *more, *STAGES[6:9], "walk/length", *STAGES[9:12], *own, *STAGES[12:]]
+    assert levered.watcher.stages == expected
     made_from = [
         read_weights_with_manifest(levered.folder / f"round{r}/cam_net.safetensors")[1].made_from for r in (2, 3)
     ]
@@ -365,6 +367,16 @@ def test_rounds_follow_the_last_one_and_their_maps_become_the_labels(levered, da
         for r in (2, 3)
     )
     assert not all(np.array_equal(a, b) for a, b in zip(first, last, strict=True))
+
+
+def test_the_walk_has_the_length_that_tells_the_colours_apart_best(levered, dataset):
+    chosen = read_json(levered.folder / "walk.json")
+    merits = {int(steps): merit for steps, merit in chosen["merits"].items()}
+    assert list(merits) == [16, 32, 64, 128, 256] and all(0 <= merit <= 1 for merit in merits.values())
+    assert merits[chosen["steps"]] == max(merits.values()) > 0
+    id = dataset.train.ids[0]
+    found = read_arrays(levered.folder / f"walked_maps/{id}.npz")["scores"]
+    assert found.shape[0] == dataset.train.labels.present[0].sum()
 
 
 def test_own_labels_show_tagged_classes_and_the_segmenter_learned_on_from_them(levered, dataset):
@@ -379,7 +391,9 @@ def test_own_labels_show_tagged_classes_and_the_segmenter_learned_on_from_them(l
     assert RunFolder(levered.folder).weights("segmenter") == levered.folder / "self_trained/segmenter.safetensors"
 
 
-@pytest.mark.parametrize("stage", ["round2/classify", "round3/maps", "segment/relabel", "segment/retrain"])
+@pytest.mark.parametrize(
+    "stage", ["round2/classify", "round3/maps", "walk/length", "segment/relabel", "segment/retrain"]
+)
 def test_a_run_with_levers_that_is_cut_off_ends_as_one_that_was_not(levered, sample, tmp_path, stage):
     with pytest.raises(PowerCut):
         run(sample, tmp_path / "run", overrides=LEVERS, reporter=Watcher(cut_at=stage))

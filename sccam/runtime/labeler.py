@@ -8,15 +8,17 @@ come in as arrays.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from sccam.artifacts import read_arrays, write_arrays
+from sccam.artifacts import read_arrays, read_record, write_arrays
 from sccam.data.images import read_image
 from sccam.data.masks import write_mask
 from sccam.data.transforms import resize
+from sccam.errors import RunFolderError
+from sccam.records import WALK
 from sccam.runtime.backends import Backends
 from sccam.stages.affinity_labels import affinity_labels
 from sccam.stages.crf import CrfConfig
@@ -31,6 +33,7 @@ from sccam.stages.walk import (
     upsample,
     with_background,
 )
+from sccam.stages.walk_length import lengths, region_contrast
 from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray, TaggedImages
 
 
@@ -129,6 +132,46 @@ def walk_job(
             "size": np.array(size, dtype=np.int32),
         },
     )
+
+
+def walk_length_job(
+    image_path: Path,
+    field: AffinityField,
+    map_path: Path,
+    map_stride: int,
+    alpha: float,
+    config: WalkConfig,
+    backends: Backends,
+) -> list[float]:
+    """The merit of each of `lengths(config)` for one image: how well its labels tell its colours apart."""
+    activation, size = load_map(map_path)
+    full = ActivationMap(upsample(activation.scores, size, map_stride), activation.classes)
+    walked, image = pool_to_grid(with_background(full, alpha), field.stride, config.border), read_image(image_path)
+    walk, done, merits = backends.function("walk"), 0, []
+    for steps in lengths(config):
+        (walked,) = walk([walked], [field], replace(config, steps=steps - done))
+        scores = divided_by_maximum(walked) if config.normalise else walked
+        merits.append(region_contrast(image, upsample(scores, size, field.stride).argmax(axis=0)))
+        done = steps
+    return merits
+
+
+def chosen_walk(config: WalkConfig, run: Path) -> WalkConfig:
+    """The settings of a run's walk, with the number of steps that its rule has chosen.
+
+    Raises:
+        RunFolderError: walk.json is not there, or not of these settings.
+    """
+    if config.rule == "fixed":
+        return config
+    path = run / "walk.json"
+    steps, possible = read_record(path, WALK)["steps"], lengths(config)
+    if steps not in possible:
+        raise RunFolderError(
+            f"a walk of {steps} steps, where the settings have {', '.join(map(str, possible))}",
+            where=path, fix="copy it from where it was made, or train again",
+        )  # fmt: skip
+    return replace(config, steps=steps)
 
 
 def walked_scores(path: Path, alpha_index: int, stride: int) -> tuple[FloatArray, IntArray]:

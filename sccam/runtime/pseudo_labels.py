@@ -27,6 +27,7 @@ from sccam.data.transforms import pad_to_multiple, resize
 from sccam.errors import ConfigError, DataError, ImageError, NumericError, RunFolderError
 from sccam.records import ALPHA, CELLS, check
 from sccam.runtime.backends import Backends
+from sccam.runtime.labeler import chosen_walk
 from sccam.runtime.network import open_network
 from sccam.runtime.pipeline import Loaded
 from sccam.runtime.segmenter import PAD_MULTIPLE, Labelled, SegmentOptions
@@ -72,7 +73,7 @@ def read_recipe(run: Path) -> LabelRecipe:
     check(settings, {"cam": dict, "walk": dict, "pseudo_label": dict, "affinity": {"radius": CELLS}}, path)
     return LabelRecipe(
         cam=from_mapping(CamConfig, settings["cam"], where=path),
-        walk=from_mapping(WalkConfig, settings["walk"], where=path),
+        walk=chosen_walk(from_mapping(WalkConfig, settings["walk"], where=path), run),
         pseudo_label=from_mapping(PseudoLabelConfig, settings["pseudo_label"], where=path),
         alpha=read_record(run / "threshold.json", {"alpha_walk": ALPHA})["alpha_walk"],
         radius=settings["affinity"]["radius"],

@@ -36,6 +36,9 @@ class WalkConfig:
     steps: int = field(default=256, metadata={"min": 0})
     """Steps t of the walk. PSA squares T eight times (logt 8), so 256."""
 
+    rule: str = field(default="fixed", metadata={"choices": ("fixed", "contrast")})
+    """With "contrast" `steps` is the longest walk: it or a half, quarter, ... of it, chosen by walk_length.py."""
+
     border: str = field(default="clean", metadata={"choices": BORDERS})
     """With "clean" every pair inside the image counts; with "psa" the authors' pairs, and pooling over zero padding."""
 

@@ -6,14 +6,15 @@
     roundR/maps     Eq. 1; in rounds before the last only where a mask exists to measure them with
     threshold       the background threshold from the images alone, and the exponents from it     labels.py
     affinity/...    labels by two CRFs, then AffinityNet
+    walk/length     how many steps suit these images, where `walk.rule` asks for it
     walk            class scores and backgrounds along the affinities
     pseudo_labels   CRF, one label index a pixel
     segment/...     DeepLab, then its masks                                                       segmenter.py
     scores          every stage against the true masks, if there are any                          scores.py
 
 With `run.until` a run ends after the maps or the pseudo labels, and may go on later. Where several processes do a run,
-they share what is trained and what is done image by image; the first one alone checks the data, clusters, chooses the
-threshold and measures.
+they share what is trained and what is done image by image; the first one alone checks the data, clusters, chooses
+threshold and length of the walk, and measures.
 
 A stage that is marked finished in run.json is skipped; one that was cut off continues from its files.
 Trainers receive `TaggedImages`, which has no masks; only the last stage and `data` see `TrueMasks`.
@@ -33,7 +34,14 @@ from sccam.stop import StopRequest
 from sccam.structures import Dataset
 from sccam.training.context import Reporter, RunContext, Silent
 from sccam.training.data_check import check_data
-from sccam.training.labels import choose_threshold, make_affinity_labels, make_pseudo_labels, train_affinity, walk
+from sccam.training.labels import (
+    choose_threshold,
+    choose_walk_length,
+    make_affinity_labels,
+    make_pseudo_labels,
+    train_affinity,
+    walk,
+)
 from sccam.training.rounds import classify, cluster, find_prototypes, make_maps, reactivate
 from sccam.training.scores import measure
 from sccam.training.segmenter import label_by_itself, predict, train_by_itself, train_segmenter
@@ -75,6 +83,8 @@ def train_all(
     if until != "maps":
         run.stage("affinity/labels", partial(make_affinity_labels, run), shared=True)
         run.stage("affinity/train", partial(train_affinity, run), shared=True)
+        if config.walk.rule != "fixed":
+            run.stage("walk/length", partial(choose_walk_length, run))
         run.stage("walk", partial(walk, run), shared=True)
         run.stage("pseudo_labels", partial(make_pseudo_labels, run), shared=True)
     if until == "segmenter":

@@ -124,12 +124,15 @@ class RunContext:
 
     # Per-image work -------------------------------------------------------------------------------------------------
 
-    def jobs(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]], total: int) -> None:
-        """Runs `function(*job)` over the worker processes."""
+    def jobs(self, function: Callable[..., Item], jobs: Iterable[tuple[Any, ...]], total: int) -> list[Item]:
+        """Results of `function(*job)`, run over the worker processes."""
+        found = []
         with closing(run_jobs(function, jobs, workers=self.workers)) as results:
-            for done, _ in enumerate(results, 1):
-                self.reporter.progress(done, total)
+            for result in results:
+                found.append(result)
+                self.reporter.progress(len(found), total)
                 self.stop.check()
+        return found
 
     def watched(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, with progress told and a stop request heard between them."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,19 +21,23 @@ from sccam.records import THRESHOLD
 from sccam.runtime.labeler import (
     Alphas,
     affinity_label_job,
+    chosen_walk,
     pseudo_label_job,
     threshold_from_images,
     walk_job,
+    walk_length_job,
 )
 from sccam.runtime.network_torch import affinity_features
 from sccam.stages.affinity import pair_counts, pair_loss
 from sccam.stages.affinity_labels import AFFINITY_STRIDE, neighbour_offsets
 from sccam.stages.boundary import boundary_field
 from sccam.stages.threshold import alpha_of
-from sccam.structures import ByteArray
+from sccam.stages.walk_length import best_length, lengths
+from sccam.structures import AffinityField, ByteArray
 from sccam.training.context import RunContext
 
 ORACLE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # whose alphas the walk's oracle tries
+MOST_WALKED = 200  # images that the length of the walk is chosen from
 ALPHA_LIMIT = 64.0  # exponents are kept within [1/this, this]
 
 
@@ -141,26 +145,49 @@ def train_affinity(run: RunContext) -> None:
     )
 
 
+def choose_walk_length(run: RunContext) -> None:
+    """The number of steps that suits these images, from maps, affinities and colours of some of them."""
+    config, alpha, steps = run.config.walk, read_choice(run).alphas.walk, lengths(run.config.walk)
+    tagged = np.flatnonzero(run.train_images.labels.present.any(axis=1))
+    tagged = tagged[np.linspace(0, len(tagged) - 1, min(len(tagged), MOST_WALKED)).astype(int)]
+    some = [(run.train_images.paths[n], run.train_images.ids[n]) for n in tagged.tolist()]
+    jobs = (
+        (path, field, run.folder.activation_map(run.last_round, id), run.config.cam.grid_stride, alpha, config,
+         run.backends)
+        for path, id, field in _affinities(run, some)
+    )  # fmt: skip
+    best, merits = best_length(steps, run.jobs(walk_length_job, jobs, len(some)))
+    run.reporter.message(f"walk of {best} steps by rule {config.rule!r}")
+    shares = {str(n): round(merit, 6) for n, merit in zip(steps, merits, strict=True)}
+    write_json(run.folder / "walk.json", {"rule": config.rule, "steps": best, "merits": shares})
+
+
 def walk(run: RunContext) -> None:
     """Walks the last round's maps along the learned affinities."""
+    missing, alphas = run.missing(run.folder.walked_map), walk_alphas(run)
+    config = chosen_walk(run.config.walk, run.folder.path)
+    jobs = (
+        (field, run.folder.activation_map(run.last_round, id), run.folder.walked_map(id), run.config.cam.grid_stride,
+         alphas, config, run.backends)
+        for _, id, field in _affinities(run, missing)
+    )  # fmt: skip
+    run.jobs(walk_job, jobs, len(missing))
+
+
+def _affinities(run: RunContext, images: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, str, AffinityField]]:
+    """Images given by path and id, with the learned affinities of their cells."""
     net = run.load(run.folder.affinity_net, "affinity_net")
     assert isinstance(net, PairNet)
     features_of = affinity_features(net, run.compute)
     affinity_fields = run.backends.function("affinity")
     offsets = neighbour_offsets(run.config.affinity.radius)
-    missing, alphas = run.missing(run.folder.walked_map), walk_alphas(run)
-
-    def jobs() -> Iterator[tuple[Any, ...]]:
-        for path, id in missing:
-            features = np.asarray(features_of(read_image(path)).cpu())
-            if run.config.affinity.source == "boundary":
-                field = boundary_field(features[0], offsets, AFFINITY_STRIDE)
-            else:
-                (field,) = affinity_fields([features], offsets, AFFINITY_STRIDE)
-            maps, out = run.folder.activation_map(run.last_round, id), run.folder.walked_map(id)
-            yield field, maps, out, run.config.cam.grid_stride, alphas, run.config.walk, run.backends
-
-    run.jobs(walk_job, jobs(), len(missing))
+    for path, id in images:
+        features = np.asarray(features_of(read_image(path)).cpu())
+        if run.config.affinity.source == "boundary":
+            yield path, id, boundary_field(features[0], offsets, AFFINITY_STRIDE)
+        else:
+            (field,) = affinity_fields([features], offsets, AFFINITY_STRIDE)
+            yield path, id, field
 
 
 def make_pseudo_labels(run: RunContext) -> None:

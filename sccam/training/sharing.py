@@ -63,7 +63,8 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
     )
     labels = key("affinity/labels", threshold, asdict(config.affinity.crf))
     affinity = key("affinity/train", labels, tables["affinity"])
-    walked = key("walk", affinity, tables["walk"])
+    before = key("walk/length", affinity, tables["walk"]) if config.walk.rule != "fixed" else affinity
+    walked = key("walk", before, tables["walk"])
     pseudo = key("pseudo_labels", walked, tables["pseudo_label"])
     segment = {name: value for name, value in tables["segment"].items() if not name.startswith("self_")}
     segmenter = key("segment/train", pseudo, segment)
@@ -84,6 +85,7 @@ def stage_files(stage: str) -> tuple[str, ...]:
         "threshold": ("threshold.json",),
         "affinity/labels": ("affinity_labels/**/*",),
         "affinity/train": ("affinity_net.safetensors*",),
+        "walk/length": ("walk.json",),
         "walk": ("walked_maps/**/*",),
         "pseudo_labels": ("pseudo_labels/**/*",),
         "segment/train": ("segmenter.safetensors*",),

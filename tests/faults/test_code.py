@@ -397,6 +397,7 @@ def entries() -> dict[str, Entry]:
         "ablate": alone("plan.toml", "ablate", "FILE", "--out", "OUT"),
         "recipe": alone("recipe.toml", "train", "DATA", "-c", "FILE", "--out", "OUT"),
         "threshold.json": in_run("made", "threshold.json", *infer, *PSEUDO),
+        "walk.json": in_run("made", "walk.json", *infer, *PSEUDO),
         "config.toml": in_run("made", "config.toml", *infer, *PSEUDO),
         **{f"data check {name}": in_run("sample", name, "data", "check", "RUN", "--workers", "1")
            for name in ("tags.csv", "classes.txt", "train.txt", "val.txt")},
@@ -1036,6 +1037,8 @@ def edits() -> list[Edit]:
     add("run.json", "data.root", (*TEXTS, "../../x"), "resume")
     add("threshold.json", "", WHOLE, "labels")
     add("threshold.json", "alpha_walk", (*NUMBERS, GONE), "labels")
+    add("walk.json", "", WHOLE, "labels")
+    add("walk.json", "steps", (*NUMBERS, 3, GONE), "labels")
     for field in ("cam", "walk", "pseudo_label", "affinity"):
         add("config.toml", field, ("x", 7, [], True), "labels", "report", "resume")
         add("config.toml", field, (GONE,), "labels")
@@ -1068,6 +1071,7 @@ HARMLESS = (
     Edit("segmenter.safetensors.json", "made_by", "\x1b[31mme\x1b[0m", ("infer",)),
     Edit("segmenter.safetensors.json", "file", "../../x", ("infer",)),
     Edit("threshold.json", "more", 1, ("labels",)),
+    Edit("walk.json", "merits", "x", ("labels",)),
 )
 
 

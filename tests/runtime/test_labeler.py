@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sccam.artifacts import write_json
 from sccam.data.masks import read_mask
 from sccam.errors import RunFolderError
 from sccam.runtime.backends import Backends
 from sccam.runtime.labeler import (
     Alphas,
     affinity_label_job,
+    chosen_walk,
     load_map,
     pseudo_label_job,
     refine_job,
     save_map,
     walk_job,
+    walk_length_job,
     walked_scores,
 )
 from sccam.stages.affinity_labels import neighbour_offsets
 from sccam.stages.crf import CrfConfig
 from sccam.stages.pseudo_label import PseudoLabelConfig
 from sccam.stages.walk import WalkConfig
+from sccam.stages.walk_length import region_contrast
 from sccam.structures import ActivationMap, AffinityField
 
 HEIGHT, WIDTH, MAP_STRIDE, STRIDE = 45, 60, 4, 8
@@ -70,6 +75,28 @@ def field(value: float = 0.5) -> AffinityField:
 def walk(stored: Path, out: Path, *, alphas: tuple[float, ...] = (16.0,), value: float = 0.5, steps: int = 4) -> Path:
     walk_job(field(value), stored, out, MAP_STRIDE, alphas, WalkConfig(steps=steps), ROWS)
     return out
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_the_merit_of_a_length_is_that_of_the_labels_after_a_walk_of_so_many_steps(image, stored, tmp_path, normalise):
+    config = WalkConfig(steps=16, normalise=normalise)
+    found = walk_length_job(image, field(), stored, MAP_STRIDE, 16.0, config, ROWS)
+    pixels = np.asarray(Image.open(image))
+    for steps, merit in zip((1, 2, 4, 8, 16), found, strict=True):
+        walk_job(field(), stored, tmp_path / "out.npz", MAP_STRIDE, (16.0,), replace(config, steps=steps), ROWS)
+        scores, _ = walked_scores(tmp_path / "out.npz", 0, STRIDE)
+        assert merit == pytest.approx(region_contrast(pixels, scores.argmax(axis=0)), abs=0.01), steps
+    assert len({round(merit, 3) for merit in found}) > 1
+
+
+def test_the_walk_of_a_run_has_the_length_that_was_chosen(tmp_path):
+    fixed, own = WalkConfig(steps=16), WalkConfig(steps=16, rule="contrast")
+    assert chosen_walk(fixed, tmp_path) == fixed
+    write_json(tmp_path / "walk.json", {"rule": "contrast", "steps": 4, "merits": {}})
+    assert chosen_walk(own, tmp_path) == replace(own, steps=4)
+    write_json(tmp_path / "walk.json", {"steps": 5})
+    with pytest.raises(RunFolderError, match="a walk of 5 steps, where the settings have 1, 2, 4, 8, 16"):
+        chosen_walk(own, tmp_path)
 
 
 def test_a_map_reads_back_as_it_was_but_for_half_precision(tmp_path, rng, tolerance):
