@@ -369,14 +369,11 @@ def test_rounds_follow_the_last_one_and_their_maps_become_the_labels(levered, da
     assert not all(np.array_equal(a, b) for a, b in zip(first, last, strict=True))
 
 
-def test_the_walk_has_the_length_that_tells_the_colours_apart_best(levered, dataset):
+def test_the_walk_has_the_length_that_tells_the_colours_apart_best(levered):
     chosen = read_json(levered.folder / "walk.json")
     merits = {int(steps): merit for steps, merit in chosen["merits"].items()}
-    assert list(merits) == [16, 32, 64, 128, 256] and all(0 <= merit <= 1 for merit in merits.values())
+    assert list(merits) == [1, 2, 4, 8, 16] and all(0 <= merit <= 1 for merit in merits.values())
     assert merits[chosen["steps"]] == max(merits.values()) > 0
-    id = dataset.train.ids[0]
-    found = read_arrays(levered.folder / f"walked_maps/{id}.npz")["scores"]
-    assert found.shape[0] == dataset.train.labels.present[0].sum()
 
 
 def test_own_labels_show_tagged_classes_and_the_segmenter_learned_on_from_them(levered, dataset):
