@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "recipe_times.json"
 OURS, THEIRS = "shipped", "published"
 EVERY = 6
-ORDER = (THEIRS, OURS, OURS, THEIRS, THEIRS, OURS)
+ORDER = (THEIRS, OURS, OURS, THEIRS)
 
 
 def main() -> None:
