@@ -23,8 +23,8 @@ from pages import LIBRARIES, replace_between
 
 from sccam.ablation.plan import CEILING
 from sccam.artifacts import read_json, write_json
-from sccam.bench.machine import commit, device_name
 from sccam.nets.compute import Compute
+from sccam.origin import commit, device_name
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "accuracy.json"
@@ -89,18 +89,19 @@ def measured(name: str, out: Path) -> dict[str, Any]:
     for seed in sorted({seed for variant in result["variants"].values() for seed in variant["seeds"]}):
         keep(out, seed, KEPT / f"{name}-seed{seed}.tar.xz", here)
         runs = [run for run in finished(out, seed) if run.parent.name != CEILING]
-        where[str(seed)] = sorted({_place(run, here) for run in runs})
+        where[str(seed)] = sorted({place for run in runs for place in _places_of(run, here)})
     return {"where": where, "libraries": {n: version(n) for n in LIBRARIES}, **result}
 
 
-def _place(run: Path, here: dict[str, str]) -> str:
-    """Where a run was trained: code, device and precision."""
-    kept = read_json(run / "run.json").get("kept", here)
-    return f"commit {kept['commit']}, {kept['device']}, {read_json(run / 'scores.json')['precision']}"
+def _places_of(run: Path, here: dict[str, str]) -> set[str]:
+    """Where the stages of a run were done: code, device and precision."""
+    state, precision = read_json(run / "run.json"), read_json(run / "scores.json")["precision"]
+    stages = [{**state.get("kept", here), **found} for found in state["finished"].values()]
+    return {f"commit {found['commit']}, {found['device']}, {precision}" for found in stages}
 
 
 def facts() -> dict[str, str]:
-    """Where runs are trained that are not kept ones: code, and the device that "auto" takes here."""
+    """Where runs were trained that do not tell: code, and the device that "auto" takes here."""
     return {"commit": commit(), "device": device_name(Compute.resolve("auto", "auto").device)}
 
 

@@ -26,13 +26,13 @@ from pages import replace_between
 
 from sccam.artifacts import RunFolder
 from sccam.bench import networks
-from sccam.bench.machine import commit, device_name
 from sccam.errors import ModelFileError
 from sccam.export.network import export_network, in_precision
 from sccam.export.run import NETWORKS, sample_images
 from sccam.export.to_tensorrt import DEFAULT_BUCKETS, build_engine
 from sccam.nets.compute import Compute
 from sccam.nets.saved import load_network
+from sccam.origin import commit, device_name
 from sccam.runtime.network_onnxruntime import runtime_name
 
 HERE = Path(__file__).resolve().parent

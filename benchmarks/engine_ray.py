@@ -27,7 +27,7 @@ from pages import replace_between
 from PIL import Image
 
 from sccam.artifacts import read_json, sha256, write_json
-from sccam.bench.machine import commit, device_name
+from sccam.origin import commit, device_name
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "scale.md"

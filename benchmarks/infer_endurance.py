@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sccam.bench.machine import commit, device_name
+from sccam.origin import commit, device_name
 
 RESULT = Path(__file__).resolve().parent / "results" / "infer_endurance.json"
 SIDE = 48  # [px] of the images

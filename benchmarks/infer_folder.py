@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sccam.artifacts import write_json
-from sccam.bench.machine import commit, device_name
+from sccam.origin import commit, device_name
 from sccam.runtime.folder import predict, predict_to
 from sccam.runtime.network import open_network
 from sccam.runtime.pipeline import Loaded, stream

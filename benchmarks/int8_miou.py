@@ -23,7 +23,6 @@ import torch
 from torch.nn import functional as F
 
 from sccam.artifacts import Manifest, write_json
-from sccam.bench.machine import commit, device_name
 from sccam.bench.networks import RADIUS
 from sccam.data.images import read_image
 from sccam.data.masks import read_mask
@@ -33,6 +32,7 @@ from sccam.export.to_onnx import to_onnx
 from sccam.nets.backbones import build_backbone
 from sccam.nets.compute import Compute
 from sccam.nets.deeplab import DeepLab
+from sccam.origin import commit, device_name
 from sccam.runtime.folder import predict
 from sccam.runtime.network import OpenedNetwork
 from sccam.runtime.network_onnxruntime import session_of

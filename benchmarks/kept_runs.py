@@ -17,6 +17,7 @@ import numpy as np
 from sccam.artifacts import read_arrays, read_json, write_arrays
 
 TEXTS = ("config.toml", "scores.json")
+OF_STAGE = ("seconds", "commit", "device")  # what run.json tells of one, and is kept
 PRESET = 9  # a dictionary of 64 MiB finds what the counts of variants have in common
 
 
@@ -25,12 +26,15 @@ def keep(out: Path, seed: int, file: Path, facts: dict[str, Any]) -> None:
 
     Args:
         out: of `sccam ablate`, measured: `--report-only` leaves the counts that are kept here.
-        facts: of the runs that were trained here; restored ones have their own.
+        facts: commit and device of runs that do not tell them themselves; restored ones have their own.
     """
     with tarfile.open(file, "w:xz", preset=PRESET) as archive:
         for run in finished(out, seed):
             name, state = run.parent.name, read_json(run / "run.json")
-            stages = {stage: {"seconds": found.get("seconds", 0.0)} for stage, found in state["finished"].items()}
+            stages = {
+                stage: {key: value for key, value in found.items() if key in OF_STAGE}
+                for stage, found in state["finished"].items()
+            }
             only = {"status": state["status"], "finished": stages, "kept": state.get("kept", facts)}
             _add(archive, f"{name}/run.json", json.dumps(only).encode())
             for text in TEXTS:

@@ -18,8 +18,8 @@ from typing import Any
 
 from sccam.ablation.plan import read_ablation
 from sccam.artifacts import read_json, write_json
-from sccam.bench.machine import commit, device_name
 from sccam.nets.compute import Compute
+from sccam.origin import commit, device_name
 from sccam.run import train
 
 HERE = Path(__file__).resolve().parent

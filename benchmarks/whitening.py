@@ -19,8 +19,8 @@ from pages import replace_between
 
 from sccam import config as toml
 from sccam.artifacts import read_arrays, read_json, write_json
-from sccam.bench.machine import commit
 from sccam.data import open_dataset
+from sccam.origin import commit
 from sccam.recipe import RunConfig
 from sccam.stages.cluster import ClusterConfig, cluster_subcategories
 from sccam.structures import TaggedImages

@@ -36,6 +36,7 @@ from sccam.data.masks import read_mask
 from sccam.data.sample import draw_sample
 from sccam.errors import DataError, Interrupted, MaskError, RunFolderError
 from sccam.measure import ids_checksum
+from sccam.origin import device_name
 from sccam.recipe import load_config
 from sccam.report.overview import GAP, TILE
 from sccam.run import plan, train
@@ -244,6 +245,9 @@ def test_the_run_says_that_it_is_finished_and_how_it_was_started(whole, sample):
     assert state["data"]["root"] == str(sample.resolve()) and len(state["data"]["sha256"]) == 64
     assert state["started"] <= state["ended"]
     assert all(facts["seconds"] >= 0 for facts in state["finished"].values())
+    assert {facts["device"] for facts in state["finished"].values()} == {device_name()}
+    code = {facts["commit"] for facts in state["finished"].values()}
+    assert len(code) == 1 and re.fullmatch(r"[0-9a-f]{10}(-dirty)?|sccam [0-9].*", code.pop())
 
 
 def test_the_data_file_holds_lists_classes_and_counts(whole, dataset):
@@ -610,7 +614,7 @@ def test_the_seconds_of_a_stage_are_those_of_all_calls_that_were_asked_to_stop(d
         run.stage("walk", partial(work, 4.0, stopped=False))
         run.stage("pseudo_labels", partial(work, 1.0, stopped=False))
         finished = folder.state()["finished"]
-    assert finished == {"walk": {"seconds": 11.0}, "pseudo_labels": {"seconds": 1.0}}
+    assert {stage: facts["seconds"] for stage, facts in finished.items()} == {"walk": 11.0, "pseudo_labels": 1.0}
 
 
 def test_a_finished_run_that_is_resumed_does_nothing(whole, sample, copy):

@@ -20,6 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sccam.origin import commit, device_name
+
 PACKAGES = ("torch", "timm", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "scikit-learn", "pydensecrf2",
             "cupy-cuda13x", "cupy-cuda12x", "tensorrt", "pillow")  # fmt: skip
 SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices
@@ -97,41 +99,10 @@ def _convolution_rate(images: int, dtype: Any, device: str) -> float:
     return 2e-9 * 9 * channels**2 * side**2 * images / seconds
 
 
-def device_name(device: str = "cpu") -> str:
-    """The GPU; or the processor, and how many cores of it are used."""
-    if device.startswith("cuda"):
-        import torch
-
-        return str(torch.cuda.get_device_name())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{cores} cores of {model}"
-
-
 def file_name(device: str) -> str:
     """Of the JSON file of today's figures, such as "nvidia-h100-2026-11-25.json"."""
     words = re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
     return f"{words}-{datetime.date.today().isoformat()}.json"
-
-
-def commit() -> str:
-    """The checkout's commit, marked where files other than results differ from it; the version outside a checkout."""
-    from sccam import __version__
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        name = git("rev-parse", "--short=10", "HEAD")
-        changed = git("status", "--porcelain", "-uno", "--", ":/", ":(exclude,top)benchmarks/results")
-    except (OSError, subprocess.CalledProcessError):
-        return f"sccam {__version__}"
-    return name + ("-dirty" if changed else "")
 
 
 def waiter(device: str) -> Callable[[], object]:

@@ -21,6 +21,7 @@ from sccam.fit import CountsOf, LossOf, fit
 from sccam.nets.backbones import Backbone, build_backbone
 from sccam.nets.compute import Compute
 from sccam.nets.saved import Network, load_network
+from sccam.origin import commit, device_name
 from sccam.ranks import Ranks, device_of
 from sccam.recipe import RunConfig
 from sccam.runtime.network_torch import mean_colour
@@ -90,6 +91,7 @@ class RunContext:
         self.workers = worker_count(config.run.workers, self.ranks.beside)
         self.backends = config.backends.resolved()
         self.last_round = config.last_round
+        self._place = {"commit": commit(), "device": device_name(self.compute.device)} if self.ranks.first else {}
 
     def stage(self, name: str, work: Callable[[], None], *, shared: bool = False) -> None:
         """Does the work of a stage and marks it finished; a stage that is finished already is skipped.
@@ -119,7 +121,7 @@ class RunContext:
         if first:
             seconds = round(time.monotonic() - started, 2)
             self.folder.log({"stage": name, "event": "finished", "seconds": seconds})
-            self.folder.finish(name, seconds=seconds)
+            self.folder.finish(name, seconds=seconds, **self._place)
             self.callback.on_stage_end(name, seconds)
 
     # Per-image work -------------------------------------------------------------------------------------------------

@@ -123,7 +123,8 @@ def test_seeds_of_another_machine_come_with_where_they_were_trained(accuracy, mo
     for seed, device in ((0, None), (1, "a GPU"), (2, "a GPU")):
         run = tmp_path / f"ladder/runs/plain/seed{seed}"
         kept = {"kept": {"commit": "c0ffee", "device": device}} if device else {}
-        write_json(run / "run.json", {"status": "finished", "finished": {"scores": {"seconds": 1.0}}, **kept})
+        stages = {"maps": {"seconds": 1.0}, "scores": {"seconds": 1.0, **({"commit": "later"} if seed == 2 else {})}}
+        write_json(run / "run.json", {"status": "finished", "finished": stages, **kept})
         write_json(run / "scores.json", {"rows": [], "precision": "bf16" if device else "fp32"})
     monkeypatch.setattr(accuracy, "facts", lambda: {"commit": "beef", "device": "a CPU"})
     (tmp_path / "away").mkdir()
@@ -138,5 +139,5 @@ def test_seeds_of_another_machine_come_with_where_they_were_trained(accuracy, mo
     write_json(tmp_path / "here/ablation.json", result)
     monkeypatch.setattr(sys, "argv", ["accuracy.py", f"set={tmp_path / 'here'}"])
     accuracy.main()
-    places = "commit beef, a CPU, fp32 (seed 0); commit c0ffee, a GPU, bf16 (seeds 1, 2)."
-    assert places in accuracy.PAGE.read_text()
+    gpu = "commit c0ffee, a GPU, bf16 (seeds 1, 2); commit later, a GPU, bf16 (seed 2)."
+    assert f"commit beef, a CPU, fp32 (seed 0); {gpu}" in accuracy.PAGE.read_text()

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from sccam.bench.machine import commit, device_name
+from sccam.origin import commit, device_name
 from tests.faults.table import FAULTS, PROMISES
 
 FULL = os.environ.get("FAULTS") == "full"
