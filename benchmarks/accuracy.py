@@ -31,7 +31,11 @@ RESULT = HERE / "results" / "accuracy.json"
 TIMES = HERE / "results" / "recipe_times.json"
 KEPT = HERE / "results" / "accuracy"
 PAGE = HERE.parent / "docs" / "accuracy.md"
-TITLES = {"photographs": "Photographs", "drawn": "The drawn set"}
+TITLES = {
+    "photographs": "Photographs",
+    "drawn": "The drawn set",
+    "walks": "Photographs: the length of the walk",
+}
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- accuracy tables: begin -->", "<!-- accuracy tables: end -->"
 SUMMARY = ("photographs", "<!-- photographs table: begin -->", "<!-- photographs table: end -->")
@@ -128,7 +132,7 @@ def section(name: str, found: dict[str, Any]) -> str:
     if any(variant["hidden"] for variant in found["variants"].values()):
         parts.append(hidden_table(found["variants"]))
     settings = "\n".join(f"- `{key}`: {_settings(variant['settings'])}" for key, variant in found["variants"].items())
-    return "\n\n".join([*parts, "Settings:", settings])
+    return "\n\n".join([*filter(None, parts), "Settings:", settings])
 
 
 def _places(where: dict[str, list[str]]) -> str:
@@ -162,7 +166,7 @@ def summary(found: dict[str, Any]) -> str:
 
 
 def goal_table(found: dict[str, Any]) -> str:
-    """What the method is expected to reach, and whether it did; rows whose variants are not there are left out."""
+    """What the method is expected to reach, and whether it did, as far as the variants are there; empty without any."""
     rows: dict[str, dict[str, dict[str, Any]]] = {
         name: {row["stage"]: row for row in variant["rows"] if row["column"] in CHOSEN}
         for name, variant in found["variants"].items()
@@ -212,6 +216,8 @@ def goal_table(found: dict[str, Any]) -> str:
             lines.append((f"NMI of clusters and hidden looks, last round (`{name}`)", f"{nmi:.2f}", "0.80", nmi >= 0.8))
             what = f"telling part covered by maps, round 0 to the last (`{name}`)"
             lines.append((what, f"{first:.2f} to {last:.2f}", "rises", last > first))
+    if not lines:
+        return ""
     table = ["| expected | measured | goal | |", "| --- | --- | --- | --- |"]
     return "\n".join([*table, *(f"| {w} | {m} | {g} | {'met' if met else '**missed**'} |" for w, m, g, met in lines)])
 
@@ -236,7 +242,7 @@ def variant_table(found: dict[str, Any]) -> str:
 
 
 def pair_table(found: dict[str, Any]) -> str:
-    """Variants against others than the baseline, in what both have."""
+    """Variants against others than the baseline, in what both have; empty without any."""
     columns = {title: key for title, key in COLUMNS.items() if key[1] in CHOSEN}
     lines = []
     for pair in found["pairs"]:
@@ -244,6 +250,8 @@ def pair_table(found: dict[str, Any]) -> str:
         cells = [_change(rows[key]) if key in rows else "" for key in columns.values()]
         if any(cells):
             lines.append(f"| `{pair['variant']}` | `{pair['against']}` | {' | '.join(cells)} |")
+    if not lines:
+        return ""
     head = ["variant", "against", *columns]
     return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *lines])
 

@@ -63,6 +63,7 @@ def test_every_figure_of_a_set_is_on_the_page(accuracy, monkeypatch, tmp_path):
     assert "| `plain` | 2 | 50.0 ± 1.2 |" in page
     assert "| `lever` | 1 | 52.0 ± 1.2 (**+** +2.0, +0.5 to +3.5) |" in page
     assert "waiting" not in page
+    assert "| expected |" not in page and "| against |" not in page  # nothing of goals and pairs is there
     readme = accuracy.README.read_text()
     assert readme.startswith("first\n") and readme.endswith("last\n") and "no rounds, 12 epochs" in readme
     assert "| 61.0 ± 1.2 |" in readme and "48 epochs" not in readme  # a variant that is not there
