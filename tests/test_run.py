@@ -340,6 +340,7 @@ LEVERS = [
     *OVERRIDES,
     "cluster.features=pretrained",
     "classify.equivariance=1.0",
+    "classify.freeze=4",
     "reactivate.epochs=1",
     "prototypes.k=2",
     "affinity.source=boundary",
@@ -371,6 +372,15 @@ def test_rounds_follow_the_last_one_and_their_maps_become_the_labels(levered, da
         for r in (2, 3)
     )
     assert not all(np.array_equal(a, b) for a, b in zip(first, last, strict=True))
+
+
+def test_levels_of_the_classifiers_that_are_frozen_learn_in_the_other_networks(levered):
+    names = [f"round{r}/cam_net.safetensors" for r in range(3)] + ["affinity_net.safetensors", "segmenter.safetensors"]
+    networks = [read_weights_with_manifest(levered.folder / name)[0] for name in names]
+    kernels = [key for key in networks[0] if key.startswith("backbone.") and networks[0][key].ndim == 4]
+    changed = [{key for key in kernels if not torch.equal(networks[0][key], network[key])} for network in networks[1:]]
+    assert changed[0] == changed[1]  # the levels behind, in every round
+    assert changed[0] and changed[0] < changed[2] and changed[0] < changed[3]
 
 
 def test_the_walk_has_the_length_that_tells_the_colours_apart_best(levered):

@@ -49,6 +49,7 @@ class ClassifyConfig:
     dropout: float = field(
         default=-1.0, metadata={"min": -1.0, "max": 0.95}
     )  # of channels before the heads; -1: trunk's
+    freeze: int = field(default=-1, metadata={"min": -1})  # as network.freeze, for the classifiers alone; -1: as that
     enough: float = field(default=0.0, metadata={"min": 0.0})  # mean loss of an epoch that ends a round early; 0: none
     restart: str = field(default="pretrained", metadata={"choices": ("pretrained", "previous")})  # trunk of a new round
     augment: AugmentConfig = AugmentConfig()

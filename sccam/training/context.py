@@ -151,14 +151,19 @@ class RunContext:
 
     # Networks -------------------------------------------------------------------------------------------------------
 
-    def backbone(self, output_stride: int) -> Backbone:
-        """The trunk with the weights that training starts from."""
+    def backbone(self, output_stride: int, freeze: int = -1) -> Backbone:
+        """The trunk with the weights that training starts from.
+
+        Args:
+            freeze: [levels] of a stage that has a number of its own; -1: those of `network.freeze`.
+        """
         network = self.config.network
+        freeze = network.freeze if freeze < 0 else freeze
         return build_backbone(
             network.backbone,
             output_stride=output_stride,
             weights=network.weights,
-            freeze=None if network.freeze < 0 else network.freeze,
+            freeze=None if freeze < 0 else freeze,
         )
 
     def load(self, path: Path, kind: str) -> Network:

@@ -80,7 +80,7 @@ def classify(run: RunContext, r: int) -> None:
     run.seed_heads(DRAWS)
     stride = network.train_stride or network.output_stride
     net = CamNet(
-        run.backbone(stride),
+        run.backbone(stride, config.freeze),
         len(run.dataset.classes),
         0 if subcategories is None else len(subcategories.parent),
     )
@@ -148,7 +148,10 @@ def reactivate(run: RunContext, r: int) -> None:
     config, network = run.config.reactivate, run.config.network
     run.seed_heads("reactivate")
     net = CamNet(
-        run.backbone(network.train_stride or network.output_stride), len(run.dataset.classes), 0, "reactivated"
+        run.backbone(network.train_stride or network.output_stride, run.config.classify.freeze),
+        len(run.dataset.classes),
+        0,
+        "reactivated",
     )
     _begin_from(net, _classifier(run, r - 1))
     targets = torch.from_numpy(run.train_images.labels.present).float().to(run.compute.device)
