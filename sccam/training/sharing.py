@@ -48,12 +48,13 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
                 classify.smaller,
                 classify.dropout,
                 classify.enough,
+                classify.freeze,
             ]
         if kind == "subcategories":
             last = key(f"round{r}/cluster", last, tables["cluster"], config.cam.long_side)
             settings += [classify.sub_weight, classify.sub_weight_rule, classify.restart]
         elif kind == "reactivated":
-            settings += [tables["reactivate"]]
+            settings += [tables["reactivate"], classify.freeze]
         elif kind == "prototypes":
             settings += [tables["prototypes"], tables["cam"]]
         last = key(f"round{r}/classify", last, *settings)
