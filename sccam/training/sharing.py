@@ -54,7 +54,7 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
             last = key(f"round{r}/cluster", last, tables["cluster"], config.cam.long_side)
             settings += [classify.sub_weight, classify.sub_weight_rule, classify.restart]
         elif kind == "reactivated":
-            settings += [tables["reactivate"], classify.freeze]
+            settings += [tables["reactivate"]]
         elif kind == "prototypes":
             settings += [tables["prototypes"], tables["cam"]]
         last = key(f"round{r}/classify", last, *settings)
