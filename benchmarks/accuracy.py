@@ -89,12 +89,16 @@ def measured(name: str, out: Path) -> dict[str, Any]:
     """The content of OUT/ablation.json and where its runs were made; keeps those runs."""
     result = dict(read_json(out / "ablation.json"))
     where, here = {}, facts()
+    steps: dict[str, dict[str, int]] = {}
     KEPT.mkdir(exist_ok=True)
     for seed in sorted({seed for variant in result["variants"].values() for seed in variant["seeds"]}):
         keep(out, seed, KEPT / f"{name}-seed{seed}.tar.xz", here)
         runs = [run for run in finished(out, seed) if run.parent.name != CEILING]
         where[str(seed)] = sorted({place for run in runs for place in _places_of(run, here)})
-    return {"where": where, "libraries": {n: version(n) for n in LIBRARIES}, **result}
+        for run in runs:
+            if (run / "walk.json").exists():
+                steps.setdefault(run.parent.name, {})[str(seed)] = read_json(run / "walk.json")["steps"]
+    return {"where": where, "libraries": {n: version(n) for n in LIBRARIES}, "walk_steps": steps, **result}
 
 
 def _places_of(run: Path, here: dict[str, str]) -> set[str]:
@@ -131,6 +135,10 @@ def section(name: str, found: dict[str, Any]) -> str:
         parts.append(reference_table(found["references"]))
     if any(variant["hidden"] for variant in found["variants"].values()):
         parts.append(hidden_table(found["variants"]))
+    parts += [
+        f"Steps of the walk that `{key}` chose: {', '.join(f'{n} (seed {seed})' for seed, n in chosen.items())}."
+        for key, chosen in found.get("walk_steps", {}).items()
+    ]
     settings = "\n".join(f"- `{key}`: {_settings(variant['settings'])}" for key, variant in found["variants"].items())
     return "\n\n".join([*filter(None, parts), "Settings:", settings])
 

@@ -127,6 +127,8 @@ def test_seeds_of_another_machine_come_with_where_they_were_trained(accuracy, mo
         stages = {"maps": {"seconds": 1.0}, "scores": {"seconds": 1.0, **({"commit": "later"} if seed == 2 else {})}}
         write_json(run / "run.json", {"status": "finished", "finished": stages, **kept})
         write_json(run / "scores.json", {"rows": [], "precision": "bf16" if device else "fp32"})
+        if seed:
+            write_json(run / "walk.json", {"steps": 64 * seed})
     monkeypatch.setattr(accuracy, "facts", lambda: {"commit": "beef", "device": "a CPU"})
     (tmp_path / "away").mkdir()
     monkeypatch.setattr(sys, "argv", ["accuracy.py", "--keep", str(tmp_path / "away"), f"set={tmp_path / 'ladder'}"])
@@ -142,3 +144,4 @@ def test_seeds_of_another_machine_come_with_where_they_were_trained(accuracy, mo
     accuracy.main()
     gpu = "commit c0ffee, a GPU, bf16 (seeds 1, 2); commit later, a GPU, bf16 (seed 2)."
     assert f"commit beef, a CPU, fp32 (seed 0); {gpu}" in accuracy.PAGE.read_text()
+    assert "that `plain` chose: 64 (seed 1), 128 (seed 2)." in accuracy.PAGE.read_text()
