@@ -10,6 +10,7 @@ from pathlib import Path
 from sccam import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 10  # [s] for git, which may wait for a disk far away
 
 
 def device_name(device: str = "cpu") -> str:
@@ -31,13 +32,14 @@ def commit() -> str:
     """The checkout's commit, marked where files other than results differ from it; the version outside a checkout."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
 
     if not (ROOT / "pyproject.toml").exists():  # installed, perhaps within another project's checkout
         return f"sccam {__version__}"
     try:
         name = git("rev-parse", "--short=10", "HEAD").strip()
         changed = git("status", "--porcelain", "-uno", "--", ":/", ":(exclude,top)benchmarks/results").strip()
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return f"sccam {__version__}"
     return name + ("-dirty" if changed else "")

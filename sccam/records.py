@@ -140,7 +140,7 @@ PARITY = {
 }  # fmt: skip
 RUN = {
     "schema?": COUNT, "status?": str, "sccam?": str, "started?": str, "data?": {"root?": str, "sha256?": str},
-    "finished?": {...: {"seconds?": Number(0, 1e9)}}, "spent?": {...: Number(0, 1e9)},
+    "finished?": {...: {"seconds?": Number(0, 1e9), "commit?": str, "device?": str}}, "spent?": {...: Number(0, 1e9)},
 }  # fmt: skip
 DATA = {"root": str, "classes": [str]}
 ALPHA = Number(0, 1e6)  # an exponent

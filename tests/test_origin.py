@@ -53,6 +53,16 @@ def test_a_copy_without_git_has_its_version(tmp_path, monkeypatch):
     assert origin.commit() == f"sccam {__version__}"
 
 
+def test_a_git_that_does_not_answer_is_not_waited_for(project, tmp_path, monkeypatch):
+    place = tmp_path / "bin"
+    place.mkdir()
+    (place / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (place / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+    monkeypatch.setattr(origin, "PATIENCE", 0.1)
+    assert origin.commit() == f"sccam {__version__}"
+
+
 def test_a_device_says_how_many_cores_are_used(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert origin.device_name().startswith("1 core of ")

@@ -104,7 +104,8 @@ def write_report(
         "bench_device": bench_device,
         "bench_rows": bench_rows,
         "parity": facts.parity_table(folder),
-        "seconds": [(stage, found["seconds"]) for stage, found in finished.items() if "seconds" in found],
+        "seconds": [(stage, {"commit": "", "device": "", **found}) for stage, found in finished.items()
+                    if "seconds" in found],
     }  # fmt: skip
     page = out / "index.html"
     write_text(page, _rendered(content))

@@ -59,7 +59,8 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = load_config("demo", ["classify.rounds=1", "network.backbone=test_resnet", "network.weights=none"])
     write_text(folder / "config.toml", toml.dump(settings))
     write_json(folder / "data.json", {"root": str(photos), "classes": list(CLASSES)})
-    finished = {"data": {"seconds": 0.5}, "round0/classify": {"seconds": 3.0}, "scores": {"seconds": 1.0}}
+    origin = {"commit": "<b>0123456789", "device": "1 core of <i>some"}
+    finished = {"data": {"seconds": 0.5}, "round0/classify": {"seconds": 3.0, **origin}, "scores": {"seconds": 1.0}}
     folder.update(schema=1, status="finished", sccam="0.1.0", started="2026-01-01T00:00:00Z", finished=finished)
     for epoch in range(3):
         folder.log({"stage": "round0/classify", "epoch": epoch, "loss": 1 / (epoch + 1)})

@@ -185,6 +185,15 @@ def test_the_curve_over_k_takes_variants_that_change_nothing_else(tmp_path):
     assert k_ablation(None) == []
 
 
+def test_a_stage_has_its_seconds_and_where_it_is_told_its_code_and_device(page):
+    _, found = page
+    told = found.text[found.text.index("Seconds") :]
+    stage = told.index("round0/classify")
+    assert told[stage : stage + 4] == ["round0/classify", "3.0", "<b>0123456789", "1 core of <i>some"]
+    scores = told.index("scores")
+    assert told[scores : scores + 2] == ["scores", "1.0"] and not told[scores + 2].strip()
+
+
 def test_rows_of_a_benchmark_are_shown_with_their_device(run, tmp_path):
     row = {"suite": "walk", "case": "a < b", "row": "native", "baseline": "eager", "ratio": 12.5, "wrong": True,
            "seconds": {"median": 0.002, "q1": 0.001, "q3": 0.003}, "max_error": 1e-6}  # fmt: skip
