@@ -201,7 +201,7 @@ def _stages(
         affinity, epochs = settings.affinity, settings.affinity.epochs
         yield entry("affinity/labels", "affinity/labels", train, "images")
         yield entry("affinity/train", "affinity/train", steps(epochs, affinity.batch), "steps")
-        if settings.walk.rule != "fixed":
+        if settings.walk.rule == "contrast":
             yield entry("walk/length", "walk/length", min(train, MOST_WALKED), "images")
         yield entry("walk", "walk", train, "images")
         yield entry("pseudo_labels", "pseudo_labels", train, "images")

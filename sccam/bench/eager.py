@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sccam.stages.cam import MAX_EPSILON
-from sccam.stages.walk import WalkConfig, pair_windows, transition
+from sccam.stages.walk import WalkConfig, pair_windows, transition, walk_lengths
 from sccam.structures import AffinityField, FloatArray
 
 
@@ -34,11 +34,15 @@ def dense_transition(affinity: AffinityField, config: WalkConfig, device: str = 
 
 
 def dense_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig, device: str = "cpu") -> FloatArray:
-    """M T^t by repeated squaring of a dense matrix; t is a power of two."""
+    """M T^t by repeated squaring of a dense matrix, or its mean over t; each t is a power of two."""
     T = dense_transition(affinity, config, device)
-    for _ in range(round(math.log2(config.steps))):
-        T = T @ T
-    walked = torch.from_numpy(scores).to(device).flatten(1) @ T
+    M, lengths, done = torch.from_numpy(scores).to(device).flatten(1), walk_lengths(config), 1
+    total = torch.zeros_like(M)
+    for steps in lengths:
+        for _ in range(round(math.log2(steps / done))):
+            T = T @ T
+        total, done = total + M @ T, steps
+    walked = total / len(lengths)
     return np.asarray(walked.reshape(scores.shape).cpu())
 
 

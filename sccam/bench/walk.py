@@ -13,7 +13,7 @@ from sccam.bench.harness import Contestant, Result, Work, compare, largest_diffe
 from sccam.runtime import backends
 from sccam.runtime.walk_native import TOLERANCE, chebyshev_coefficients
 from sccam.stages.affinity_labels import neighbour_offsets
-from sccam.stages.walk import WalkConfig, pair_windows
+from sccam.stages.walk import WalkConfig, pair_windows, walk_lengths
 from sccam.structures import AffinityField, FloatArray
 
 LIMIT = 1e-5  # of |difference| to 256 steps in double precision
@@ -70,7 +70,7 @@ def work(shape: tuple[int, ...], config: WalkConfig) -> Work:
     """A stencil of all neighbours, as many times as the expansion has terms; affinities and scores moved once."""
     channels, cells = shape[0], shape[1] * shape[2]
     neighbours = len(neighbour_offsets(RADIUS))
-    coefficients = chebyshev_coefficients(config.steps, TOLERANCE)
+    coefficients = chebyshev_coefficients(walk_lengths(config), TOLERANCE)
     terms = config.steps if coefficients is None else len(coefficients) - 1
     return Work(
         gflop=2e-9 * (2 * neighbours + 1) * cells * channels * terms,

@@ -33,7 +33,7 @@ from sccam.stages.walk import (
     upsample,
     with_background,
 )
-from sccam.stages.walk_length import lengths, region_contrast
+from sccam.stages.walk_length import candidates, region_contrast
 from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray, TaggedImages
 
 
@@ -143,12 +143,12 @@ def walk_length_job(
     config: WalkConfig,
     backends: Backends,
 ) -> list[float]:
-    """The merit of each of `lengths(config)` for one image: how well its labels tell its colours apart."""
+    """The merit of each of `candidates(config)` for one image: how well its labels tell its colours apart."""
     activation, size = load_map(map_path)
     full = ActivationMap(upsample(activation.scores, size, map_stride), activation.classes)
     walked, image = pool_to_grid(with_background(full, alpha), field.stride, config.border), read_image(image_path)
     walk, done, merits = backends.function("walk"), 0, []
-    for steps in lengths(config):
+    for steps in candidates(config):
         (walked,) = walk([walked], [field], replace(config, steps=steps - done))
         scores = divided_by_maximum(walked) if config.normalise else walked
         merits.append(region_contrast(image, upsample(scores, size, field.stride).argmax(axis=0)))
@@ -162,10 +162,10 @@ def chosen_walk(config: WalkConfig, run: Path) -> WalkConfig:
     Raises:
         RunFolderError: walk.json is not there, or not of these settings.
     """
-    if config.rule == "fixed":
+    if config.rule != "contrast":
         return config
     path = run / "walk.json"
-    steps, possible = read_record(path, WALK)["steps"], lengths(config)
+    steps, possible = read_record(path, WALK)["steps"], candidates(config)
     if steps not in possible:
         raise RunFolderError(
             f"a walk of {steps} steps, where the settings have {', '.join(map(str, possible))}",

@@ -18,7 +18,7 @@ from sccam.errors import NumericError, ShapeError
 from sccam.runtime.device import Buffer, Device, before, block_table, check_size, in_batches
 from sccam.runtime.device_cupy import open_device
 from sccam.runtime.walk_native import TOLERANCE, chebyshev_coefficients
-from sccam.stages.walk import WalkConfig, pair_windows
+from sccam.stages.walk import WalkConfig, pair_windows, walk_lengths
 from sccam.structures import AffinityField, FloatArray, IntArray
 
 THREADS, STEP_THREADS = 256, 128  # of a block; walk.cu
@@ -46,7 +46,7 @@ def random_walks(
     Args:
         scores: [c h w] of each image, of NumPy, torch or CuPy; grids and channels may differ.
         affinities: one for each.
-        config: exponent, steps, border.
+        config: exponent, steps, rule, border.
         tolerance: error of the expansion relative to the scores' range; 0 takes every step.
         device: the current GPU by default.
 
@@ -65,7 +65,7 @@ def random_walks(
                 f"scores have shape {tuple(one.shape)}, affinities lie on grid {grid}; compute both at the same stride"
             )
     device = device or open_device()
-    coefficients = chebyshev_coefficients(config.steps, tolerance)
+    coefficients = chebyshev_coefficients(walk_lengths(config), tolerance)
     kinds: dict[bytes, list[int]] = {}  # images by their offsets: each kind has its own stencil
     for n, affinity in enumerate(affinities):
         if min(scores[n].shape) > 0:
@@ -203,7 +203,7 @@ def _walk(
     stencil = Stencil(offsets)
     shapes = tuple(tuple(one.shape) for one in scores)
     degree = None if coefficients is None else len(coefficients)
-    key = ("walk", shapes, offsets.tobytes(), config.border, config.beta, config.steps, degree)
+    key = ("walk", shapes, offsets.tobytes(), config.border, config.beta, walk_lengths(config), degree)
     with device.active():
         plan = device.plan(key, lambda: _Plan(device, stencil, offsets, shapes, config, coefficients))
         return plan.run(scores, affinities)

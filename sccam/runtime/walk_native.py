@@ -4,7 +4,8 @@
 
 Z_t is the sum of t fair steps of +-1, since x T_k = (T_(k-1) + T_(k+1)) / 2. P = D^-1 A has a real spectrum in
 [-1, 1], because A is symmetric. Cutting the sum at d leaves out exactly Pr(|Z_t| > d); the rest is divided by its sum,
-so that a constant map stays constant. d = 78 for t = 256 and 1e-6: a third of the steps.
+so that a constant map stays constant. d = 78 for t = 256 and 1e-6: a third of the steps. The mean of walks of several
+lengths has the mean of their coefficients, and costs what the longest of them does.
 
 Source: Sachdeva & Vishnoi, "Faster Algorithms via Approximation Theory", 2014, section 3, for the bound; here the
 distribution itself is summed.
@@ -20,7 +21,7 @@ import numpy as np
 
 from sccam.errors import ShapeError
 from sccam.runtime import native
-from sccam.stages.walk import WalkConfig, check_walk, pair_windows
+from sccam.stages.walk import WalkConfig, check_walk, pair_windows, walk_lengths
 from sccam.structures import AffinityField, FloatArray, IntArray
 
 TOLERANCE = 1e-6  # of the expansion; single precision costs as much again
@@ -39,7 +40,7 @@ def random_walks(
     Args:
         scores: [c h w] of each image; grids and channels may differ.
         affinities: one for each.
-        config: exponent, steps, border.
+        config: exponent, steps, rule, border.
         tolerance: error of the expansion relative to the scores' range; 0 takes every step.
         threads: 0 for all cores.
 
@@ -52,7 +53,7 @@ def random_walks(
         raise ShapeError(f"{len(scores)} scores, {len(affinities)} affinities; one for each image is needed")
     for one, affinity in zip(scores, affinities, strict=True):
         check_walk(one, affinity)
-    coefficients = chebyshev_coefficients(config.steps, tolerance)
+    coefficients = chebyshev_coefficients(walk_lengths(config), tolerance)
 
     def walk(n: int, threads: int) -> FloatArray:
         return _walk(scores[n], affinities[n], config, coefficients, threads)
@@ -61,26 +62,30 @@ def random_walks(
 
 
 @functools.lru_cache(maxsize=64)
-def chebyshev_coefficients(steps: int, tolerance: float) -> FloatArray | None:
-    """c_0 .. c_d as f64 [d + 1], or None where d would not be smaller than `steps`.
+def chebyshev_coefficients(lengths: tuple[int, ...], tolerance: float) -> FloatArray | None:
+    """c_0 .. c_d as f64 [d + 1] of the mean of x^t over `lengths`, or None for plain steps: one t, d no smaller.
 
     Args:
-        steps: t.
+        lengths: t, ascending.
         tolerance: what the coefficients that are left out may sum to.
     """
-    if steps < 2 or tolerance <= 0:
+    expansions = [_expansion(steps, tolerance) for steps in lengths]
+    if len(lengths) == 1 and len(expansions[0]) > lengths[0]:
         return None
+    longest = max(map(len, expansions))
+    mean = np.mean([np.pad(expansion, (0, longest - len(expansion))) for expansion in expansions], axis=0)
+    mean.setflags(write=False)
+    return mean
+
+
+def _expansion(steps: int, tolerance: float) -> FloatArray:
+    """c_0 .. c_d as f64 [d + 1] of x^steps."""
     chances = np.zeros(steps + 1)
     for up in range(steps + 1):  # integers of any length, so nothing underflows before the division
         chances[abs(2 * up - steps)] += math.comb(steps, up) / (1 << steps)
     beyond = np.cumsum(chances[::-1])[::-1] - chances  # Pr(|Z| > d)
-    degree = int(np.argmax(beyond <= tolerance))
-    if degree >= steps:
-        return None
-    kept = chances[: degree + 1]
-    kept = kept / kept.sum()
-    kept.setflags(write=False)
-    return kept
+    kept = chances[: int(np.argmax(beyond <= tolerance)) + 1] if tolerance > 0 else chances
+    return np.asarray(kept / kept.sum())
 
 
 def _walk(

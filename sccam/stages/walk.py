@@ -6,6 +6,7 @@ They drop pairs whose source cell lies near the left, right or lower border, whi
 here every pair inside the image counts. `WalkConfig.border = "psa"` gives theirs.
 
     symbol   name here             shape
+    t        walk_lengths          256; with the rule "mean" M T^t is averaged over t = 1, 2, 4, ... 256
     A        affinity.values       [R h w], half of the pairs; A is symmetric with ones on the diagonal
     D        D                     [hw] column sums of A^beta
     T        transition            [hw hw] sparse, every column sums to one
@@ -14,6 +15,7 @@ here every pair inside the image counts. `WalkConfig.border = "psa"` gives their
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,8 +38,9 @@ class WalkConfig:
     steps: int = field(default=256, metadata={"min": 0})
     """Steps t of the walk. PSA squares T eight times (logt 8), so 256."""
 
-    rule: str = field(default="fixed", metadata={"choices": ("fixed", "contrast")})
-    """With "contrast" `steps` is the longest walk: it or a half, quarter, ... of it, chosen by walk_length.py."""
+    rule: str = field(default="fixed", metadata={"choices": ("fixed", "contrast", "mean")})
+    """With "contrast" `steps` is the longest walk: it or a half, quarter, ... of it, chosen by walk_length.py. With
+    "mean" the scores are averaged over walks of it, a half, a quarter, ... and one step. Source of both: ours."""
 
     border: str = field(default="clean", metadata={"choices": BORDERS})
     """With "clean" every pair inside the image counts; with "psa" the authors' pairs, and pooling over zero padding."""
@@ -52,12 +55,12 @@ class WalkConfig:
 
 
 def random_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig) -> FloatArray:
-    """Scores after `config.steps` steps: every value a weighted average of the values it started among.
+    """Scores after `walk_lengths(config)` steps: every value a weighted average of the values it started among.
 
     Args:
         scores: [c h w], on the grid of `affinity`; each channel walks alone, so several backgrounds may walk at once.
         affinity: of neighbouring cells.
-        config: exponent, steps and treatment of the border.
+        config: exponent, steps, rule and treatment of the border.
 
     Returns:
         f32 [c h w]; within [min, max] of each channel up to rounding.
@@ -69,13 +72,21 @@ def random_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig)
     Source: infer_aff.py, M T^t.
     """
     check_walk(scores, affinity)
+    lengths = walk_lengths(config)
     gather = transition(affinity, config).T  # row j: what cell j takes from its neighbours
     M = np.ascontiguousarray(scores, dtype=np.float32).reshape(len(scores), -1)  # [c hw]
     if len(M) <= FEW_CHANNELS:
-        walked = np.stack([_repeated(gather, channel, config.steps) for channel in M])
+        walked = np.stack([_repeated(gather, channel, lengths) for channel in M])
     else:
-        walked = _repeated(gather, np.ascontiguousarray(M.T), config.steps).T
+        walked = _repeated(gather, np.ascontiguousarray(M.T), lengths).T
     return np.ascontiguousarray(walked).reshape(scores.shape)
+
+
+def walk_lengths(config: WalkConfig) -> tuple[int, ...]:
+    """Numbers of steps, ascending, whose walked scores are averaged: one number, but for the rule "mean"."""
+    if config.rule != "mean" or config.steps == 0:
+        return (config.steps,)
+    return tuple(config.steps >> n for n in reversed(range(config.steps.bit_length())))
 
 
 def check_walk(scores: FloatArray, affinity: AffinityField) -> None:
@@ -205,10 +216,13 @@ def upsample(scores: FloatArray, size: tuple[int, int], stride: int) -> FloatArr
     return rows @ scores.astype(np.float32, copy=False) @ columns.T
 
 
-def _repeated(gather: sparse.csc_array, state: FloatArray, steps: int) -> FloatArray:
-    for _ in range(steps):
-        state = gather @ state
-    return state
+def _repeated(gather: sparse.csc_array, state: FloatArray, lengths: Sequence[int]) -> FloatArray:
+    total, done = np.zeros_like(state), 0
+    for steps in lengths:
+        for _ in range(steps - done):
+            state = gather @ state
+        total, done = total + state, steps
+    return total / np.float32(len(lengths))
 
 
 def _interpolation(pixels: int, cells: int, stride: int) -> FloatArray:

@@ -26,7 +26,7 @@ from sccam.structures import ByteArray, IntArray
 HALVINGS = 4
 
 
-def lengths(config: WalkConfig) -> tuple[int, ...]:
+def candidates(config: WalkConfig) -> tuple[int, ...]:
     """Numbers of steps to choose from, shortest first: `config.steps` and what halving leaves of it."""
     return tuple(sorted({max(1, config.steps >> n) for n in range(HALVINGS + 1)} if config.steps else {0}))
 

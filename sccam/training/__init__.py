@@ -83,7 +83,7 @@ def train_all(
     if until != "maps":
         run.stage("affinity/labels", partial(make_affinity_labels, run), shared=True)
         run.stage("affinity/train", partial(train_affinity, run), shared=True)
-        if config.walk.rule != "fixed":
+        if config.walk.rule == "contrast":
             run.stage("walk/length", partial(choose_walk_length, run))
         run.stage("walk", partial(walk, run), shared=True)
         run.stage("pseudo_labels", partial(make_pseudo_labels, run), shared=True)

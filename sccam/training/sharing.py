@@ -64,7 +64,7 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
     )
     labels = key("affinity/labels", threshold, asdict(config.affinity.crf))
     affinity = key("affinity/train", labels, tables["affinity"])
-    before = key("walk/length", affinity, tables["walk"]) if config.walk.rule != "fixed" else affinity
+    before = key("walk/length", affinity, tables["walk"]) if config.walk.rule == "contrast" else affinity
     walked = key("walk", before, tables["walk"])
     pseudo = key("pseudo_labels", walked, tables["pseudo_label"])
     segment = {name: value for name, value in tables["segment"].items() if not name.startswith("self_")}

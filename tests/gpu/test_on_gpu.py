@@ -62,12 +62,12 @@ def on_gpu(array: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("border", BORDERS)
-@pytest.mark.parametrize("steps", [0, 1, 7, 256])
-def test_a_ragged_batch_of_walks_equals_the_paper_form(border, steps):
+@pytest.mark.parametrize(("steps", "rule"), [(0, "fixed"), (1, "fixed"), (7, "fixed"), (256, "fixed"), (256, "mean")])
+def test_a_ragged_batch_of_walks_equals_the_paper_form(border, steps, rule):
     grids = [(1, 1), (5, 7), (16, 20), (47, 63)]
     fields = [in_half(field_of(grid, seed=n)) for n, grid in enumerate(grids)]
     scores = [walk_scores(grid, 1 + 5 * n, n) for n, grid in enumerate(grids)]
-    config = WalkConfig(beta=1, steps=steps, border=border)
+    config = WalkConfig(beta=1, steps=steps, rule=rule, border=border)
     for _ in range(REPEATS):
         for walked, one, field in zip(random_walks(scores, fields, config), scores, fields, strict=True):
             assert difference(walked, random_walk(one, field, config)) <= ERROR["walk"]

@@ -22,11 +22,11 @@ OFFSETS = neighbour_offsets(5)
 
 
 @pytest.mark.parametrize("border", BORDERS)
-@pytest.mark.parametrize("steps", [0, 1, 7, 256])
-def test_a_ragged_batch_equals_the_paper_form(device, border, steps):
+@pytest.mark.parametrize(("steps", "rule"), [(0, "fixed"), (1, "fixed"), (7, "fixed"), (256, "fixed"), (256, "mean")])
+def test_a_ragged_batch_equals_the_paper_form(device, border, steps, rule):
     fields = [in_half(field_of(grid, seed=n)) for n, grid in enumerate(GRIDS)]
     scores = [walk_scores(grid, 1 + n, n) for n, grid in enumerate(GRIDS)]
-    config = WalkConfig(beta=1, steps=steps, border=border)
+    config = WalkConfig(beta=1, steps=steps, rule=rule, border=border)
     for walked, one, field in zip(random_walks(scores, fields, config, device=device), scores, fields, strict=True):
         assert difference(walked, random_walk(one, field, config)) <= ERROR["walk"]
 

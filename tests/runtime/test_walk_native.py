@@ -19,7 +19,7 @@ from sccam.runtime.affinity_native import affinity_fields
 from sccam.runtime.walk_native import chebyshev_coefficients, random_walks
 from sccam.stages.affinity import affinity_field
 from sccam.stages.affinity_labels import neighbour_offsets
-from sccam.stages.walk import BORDERS, WalkConfig, random_walk
+from sccam.stages.walk import BORDERS, WalkConfig, random_walk, walk_lengths
 from sccam.structures import AffinityField
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no compiler was there to build the kernels")
@@ -70,9 +70,10 @@ def test_any_exponent_and_radius(instruction_set, config, radius):
     assert np.abs(found - random_walk(scores_of(grid, 4), field_of(grid, radius), config)).max() <= ERROR
 
 
+@pytest.mark.parametrize("rule", ["fixed", "mean"])
 @pytest.mark.parametrize("steps", [0, 1, 2, 7, 30, 255, 1000])
-def test_any_number_of_steps(instruction_set, steps):
-    grid, config = (12, 18), WalkConfig(steps=steps)
+def test_any_number_of_steps(instruction_set, steps, rule):
+    grid, config = (12, 18), WalkConfig(steps=steps, rule=rule)
     (found,) = random_walks([scores_of(grid, 3)], [field_of(grid)], config)
     # The paper form rounds once a step, 1000 times here.
     assert np.abs(found - random_walk(scores_of(grid, 3), field_of(grid), config)).max() <= 2 * ERROR
@@ -115,7 +116,7 @@ def test_a_mirrored_image_gives_the_mirrored_scores():
 def test_the_expansion_leaves_out_no_more_than_it_says_and_keeps_constants():
     for steps in (2, 3, 64, 256, 1024):
         for tolerance in (1e-3, 1e-6):
-            c = chebyshev_coefficients(steps, tolerance)
+            c = chebyshev_coefficients((steps,), tolerance)
             if c is None:
                 continue
             assert len(c) - 1 < steps and c.sum() == pytest.approx(1, abs=1e-12) and (c >= 0).all()
@@ -123,9 +124,25 @@ def test_the_expansion_leaves_out_no_more_than_it_says_and_keeps_constants():
             expansion = np.polynomial.chebyshev.chebval(np.cos(angles), c)
             assert np.abs(expansion - np.cos(angles) ** steps).max() <= 2 * tolerance  # left out, and divided by
     for tolerance, degree in ((1e-4, 62), (1e-6, 78)):
-        kept = chebyshev_coefficients(256, tolerance)
+        kept = chebyshev_coefficients((256,), tolerance)
         assert kept is not None and len(kept) - 1 == degree
-    assert chebyshev_coefficients(30, 0.0) is None and chebyshev_coefficients(1, 1e-6) is None
+    assert chebyshev_coefficients((30,), 0.0) is None and chebyshev_coefficients((1,), 1e-6) is None
+
+
+@pytest.mark.parametrize(("tolerance", "degree"), [(1e-6, 78), (0.0, 256)])
+def test_a_mean_of_walks_has_the_mean_of_their_expansions(tolerance, degree):
+    lengths = walk_lengths(WalkConfig(rule="mean"))
+    c = chebyshev_coefficients(lengths, tolerance)
+    assert c is not None and len(c) - 1 == degree and c.sum() == pytest.approx(1, abs=1e-12) and (c >= 0).all()
+    x = np.cos(np.linspace(0, math.pi, 2001))
+    mean = np.mean([x**steps for steps in lengths], axis=0)
+    assert np.abs(np.polynomial.chebyshev.chebval(x, c) - mean).max() <= 2 * tolerance + 1e-12
+
+
+def test_a_mean_of_walks_with_every_step_is_that_of_the_paper_form():
+    grid, config = (12, 18), WalkConfig(steps=30, rule="mean")
+    (found,) = random_walks([scores_of(grid, 3)], [field_of(grid)], config, tolerance=0)
+    assert np.abs(found - random_walk(scores_of(grid, 3), field_of(grid), config)).max() <= ERROR
 
 
 @pytest.mark.parametrize("threads", [1, 2])

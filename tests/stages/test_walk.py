@@ -17,6 +17,7 @@ from sccam.stages.walk import (
     random_walk,
     transition,
     upsample,
+    walk_lengths,
     with_background,
 )
 from sccam.structures import ActivationMap, AffinityField
@@ -96,6 +97,18 @@ def test_sparse_steps_equal_dense_squaring_in_double_precision(beta, channels):
     scores = np.random.default_rng(1).random((channels, 9, 13), dtype=np.float32)
     walked = random_walk(scores, field, WalkConfig(beta=beta, steps=256))
     assert np.abs(walked - dense_walk(scores, field, beta, squarings=8)).max() <= TOLERANCE["256 steps"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "lengths"), [(256, (1, 2, 4, 8, 16, 32, 64, 128, 256)), (20, (1, 2, 5, 10, 20)), (1, (1,)), (0, (0,))]
+)
+def test_the_mean_is_that_of_walks_of_steps_and_what_halving_leaves_of_it(steps, lengths):
+    mean = WalkConfig(steps=steps, rule="mean")
+    assert walk_lengths(mean) == lengths and walk_lengths(WalkConfig(steps=steps)) == (steps,)
+    scores = np.random.default_rng(5).random((4, 9, 13), dtype=np.float32)
+    for some in (scores, scores[:2]):
+        walks = [random_walk(some, field_of(9, 13), WalkConfig(steps=length)) for length in lengths]
+        assert np.abs(random_walk(some, field_of(9, 13), mean) - np.mean(walks, axis=0)).max() <= 1e-6
 
 
 def test_channels_walk_alone():
