@@ -6,7 +6,7 @@ They drop pairs whose source cell lies near the left, right or lower border, whi
 here every pair inside the image counts. `WalkConfig.border = "psa"` gives theirs.
 
     symbol   name here             shape
-    t        walk_lengths          256; with the rule "mean" M T^t is averaged over t = 1, 2, 4, ... 256
+    t        walk_lengths          256; with the rule "mean" M T^t is averaged over t = 16, 32, 64, 128, 256
     A        affinity.values       [R h w], half of the pairs; A is symmetric with ones on the diagonal
     D        D                     [hw] column sums of A^beta
     T        transition            [hw hw] sparse, every column sums to one
@@ -25,6 +25,7 @@ from sccam.errors import NumericError, ShapeError
 from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray
 
 BORDERS = ("clean", "psa")
+HALVINGS = 4  # a sixteenth of the walk hardly leaves a cell's neighbours
 FEW_CHANNELS = 3  # up to here SciPy is faster one channel at a time than on a narrow matrix (measured, grid 47 x 63)
 
 
@@ -40,7 +41,7 @@ class WalkConfig:
 
     rule: str = field(default="fixed", metadata={"choices": ("fixed", "contrast", "mean")})
     """With "contrast" `steps` is the longest walk: it or a half, quarter, ... of it, chosen by walk_length.py. With
-    "mean" the scores are averaged over walks of it, a half, a quarter, ... and one step. Source of both: ours."""
+    "mean" the scores are averaged over walks of all these lengths. Source of both: ours."""
 
     border: str = field(default="clean", metadata={"choices": BORDERS})
     """With "clean" every pair inside the image counts; with "psa" the authors' pairs, and pooling over zero padding."""
@@ -84,9 +85,12 @@ def random_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig)
 
 def walk_lengths(config: WalkConfig) -> tuple[int, ...]:
     """Numbers of steps, ascending, whose walked scores are averaged: one number, but for the rule "mean"."""
-    if config.rule != "mean" or config.steps == 0:
-        return (config.steps,)
-    return tuple(config.steps >> n for n in reversed(range(config.steps.bit_length())))
+    return halved_lengths(config.steps) if config.rule == "mean" else (config.steps,)
+
+
+def halved_lengths(steps: int) -> tuple[int, ...]:
+    """`steps` and what up to four halvings leave of it, ascending: for 256 the powers that psa's squarings pass last."""
+    return tuple(sorted({max(1, steps >> n) for n in range(HALVINGS + 1)} if steps else {0}))
 
 
 def check_walk(scores: FloatArray, affinity: AffinityField) -> None:

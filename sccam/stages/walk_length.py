@@ -20,15 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sccam.stages.walk import WalkConfig
 from sccam.structures import ByteArray, IntArray
-
-HALVINGS = 4
-
-
-def candidates(config: WalkConfig) -> tuple[int, ...]:
-    """Numbers of steps to choose from, shortest first: `config.steps` and what halving leaves of it."""
-    return tuple(sorted({max(1, config.steps >> n) for n in range(HALVINGS + 1)} if config.steps else {0}))
 
 
 def region_contrast(image: ByteArray, labels: IntArray) -> float:

@@ -32,7 +32,8 @@ from sccam.stages.affinity import pair_counts, pair_loss
 from sccam.stages.affinity_labels import AFFINITY_STRIDE, neighbour_offsets
 from sccam.stages.boundary import boundary_field
 from sccam.stages.threshold import alpha_of
-from sccam.stages.walk_length import best_length, candidates
+from sccam.stages.walk import halved_lengths
+from sccam.stages.walk_length import best_length
 from sccam.structures import AffinityField, ByteArray
 from sccam.training.context import RunContext
 
@@ -147,7 +148,7 @@ def train_affinity(run: RunContext) -> None:
 
 def choose_walk_length(run: RunContext) -> None:
     """The number of steps that suits these images, from maps, affinities and colours of some of them."""
-    config, alpha, steps = run.config.walk, read_choice(run).alphas.walk, candidates(run.config.walk)
+    config, alpha, steps = run.config.walk, read_choice(run).alphas.walk, halved_lengths(run.config.walk.steps)
     tagged = np.flatnonzero(run.train_images.labels.present.any(axis=1))
     tagged = tagged[np.linspace(0, len(tagged) - 1, min(len(tagged), MOST_WALKED)).astype(int)]
     some = [(run.train_images.paths[n], run.train_images.ids[n]) for n in tagged.tolist()]

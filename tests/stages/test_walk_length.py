@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sccam.stages.walk import WalkConfig
-from sccam.stages.walk_length import best_length, candidates, region_contrast
+from sccam.stages.walk import halved_lengths
+from sccam.stages.walk_length import best_length, region_contrast
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from sccam.stages.walk_length import best_length, candidates, region_contrast
     [(256, (16, 32, 64, 128, 256)), (100, (6, 12, 25, 50, 100)), (3, (1, 3)), (1, (1,)), (0, (0,))],
 )
 def test_lengths_are_the_longest_walk_and_its_halves(steps, expected):
-    assert candidates(WalkConfig(steps=steps)) == expected
+    assert halved_lengths(steps) == expected
 
 
 def test_the_contrast_is_the_share_of_variance_between_regions(rng):
