@@ -89,7 +89,7 @@ def walk_lengths(config: WalkConfig) -> tuple[int, ...]:
 
 
 def halved_lengths(steps: int) -> tuple[int, ...]:
-    """`steps` and what up to four halvings leave of it, ascending: for 256 the powers that psa's squarings pass last."""
+    """`steps` and what four halvings leave of it, ascending: for 256 the powers that psa's squarings pass last."""
     return tuple(sorted({max(1, steps >> n) for n in range(HALVINGS + 1)} if steps else {0}))
 
 
