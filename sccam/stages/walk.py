@@ -25,7 +25,7 @@ from sccam.errors import NumericError, ShapeError
 from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray
 
 BORDERS = ("clean", "psa")
-HALVINGS = 4  # a sixteenth of the walk hardly leaves a cell's neighbours
+HALVINGS = 4  # so the shortest walk is a sixteenth of the longest
 FEW_CHANNELS = 3  # up to here SciPy is faster one channel at a time than on a narrow matrix (measured, grid 47 x 63)
 
 
