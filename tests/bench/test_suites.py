@@ -12,11 +12,14 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from sccam.bench import Options, exponents, files, merge, run_suites, scaling, training
+from sccam.bench.eager import dense_walk
 from sccam.bench.harness import Result
+from sccam.bench.walk import drawn_case
 from sccam.data.masks import coloured, write_mask
 from sccam.errors import DataError
 from sccam.runtime import backends, network_onnxruntime
 from sccam.runtime.segmenter import SegmentJob
+from sccam.stages.walk import WalkConfig, random_walk
 
 Rows = list[Result]
 
@@ -209,3 +212,10 @@ def test_the_segmenter_of_a_run_is_taken_with_its_exported_file(tmp_path: Path, 
     rows = scaling.networks(Options(run=tmp_path))[1]
     assert list(rows) == ["eager torch", "ONNX Runtime"]
     assert rows["ONNX Runtime"] == (tmp_path / "export" / "segmenter.onnx", "cpu")  # type: ignore[comparison-overlap]
+
+
+@pytest.mark.parametrize("rule", ["fixed", "mean"])
+def test_the_authors_squarings_give_the_walk_of_either_rule(rule):
+    scores, affinity = drawn_case((9, 13), 3, seed=0)
+    config = WalkConfig(rule=rule)
+    assert np.abs(dense_walk(scores, affinity, config) - random_walk(scores, affinity, config)).max() <= 1e-4
