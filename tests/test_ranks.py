@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sccam.artifacts import RunFolder, read_json, read_tensors
 from sccam.data.sample import draw_sample
@@ -130,20 +131,33 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-WEIGHTS = (
-    *(f"round{r}/cam_net.safetensors" for r in range(4)), "affinity_net.safetensors", "segmenter.safetensors",
-    "self_trained/segmenter.safetensors",
-)  # fmt: skip
+BOUNDS = {
+    **{f"round{r}/cam_net.safetensors": 1e-5 for r in range(4)},
+    **dict.fromkeys(("affinity_net.safetensors", "segmenter.safetensors", "self_trained/segmenter.safetensors"), 1e-4),
+}
+"""How far a weight may be from that of one process. A rounding is one of half precision once maps lie in their files,
+and may then decide a pixel that two labels suit alike: two such pixels move a segmenter by 3e-5. A step that is lost
+moves every one of these networks by 2e-3 or more."""
 
 
-def difference(one: Path, other: Path) -> float:
-    """The largest of any weight of any trained network."""
-    found = 0.0
-    for name in WEIGHTS:
+def apart(one: Path, other: Path) -> dict[str, float]:
+    """What differs between two runs by more than roundings, in multiples of what these may do."""
+    found = {}
+    for name, bound in BOUNDS.items():
         first, second = read_tensors(one / name), read_tensors(other / name)
         assert first.keys() == second.keys()
-        found = max(found, *(float((first[key] - second[key]).abs().max()) for key in first))
-    return found
+        found[name] = max(float((first[key] - second[key]).abs().max()) for key in first) / bound
+    for folder in ("affinity_labels", "pseudo_labels", "self_labels"):
+        found[folder] = moved(one / folder, other / folder) / 1e-3
+    return {name: value for name, value in found.items() if value > 1}
+
+
+def moved(one: Path, other: Path) -> float:
+    """The share of pixels with another label."""
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    pairs = [[np.asarray(Image.open(folder / name)).ravel() for name in names] for folder in (one, other)]
+    return float(np.mean(np.concatenate(pairs[0]) != np.concatenate(pairs[1])))
 
 
 @pytest.mark.slow
@@ -153,7 +167,7 @@ def test_processes_and_parts_give_the_weights_of_one_process_that_sees_the_whole
 ):
     for code, told in start(tmp_path / "run", count, "--set", f"run.parts={parts}").ended():
         assert code == 0 and "Warning" not in told, told
-    assert difference(alone, tmp_path / "run") <= 1e-5
+    assert not apart(alone, tmp_path / "run")
     assert len(list((tmp_path / "run").rglob("*.png"))) == len(list(alone.rglob("*.png")))
     assert not list((tmp_path / "run").rglob("*.checkpoint.*"))
     losses = [record["loss"] for record in lines(tmp_path / "run/metrics.jsonl") if "loss" in record]
@@ -177,7 +191,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(before, after, s
     assert read_json(out / "run.json")["status"] == "interrupted"
     for code, told in start(out, after, "--resume").ended():
         assert code == 0, told
-    assert difference(alone, out) <= 1e-5
+    assert not apart(alone, out)
 
 
 def until(condition: Callable[[], object], started: Started) -> None:

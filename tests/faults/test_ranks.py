@@ -19,7 +19,7 @@ import pytest
 from sccam.artifacts import read_json, write_json
 from tests.faults.conftest import Tally
 from tests.faults.test_kills import unsound
-from tests.test_ranks import ROOT, SETTINGS, STEPPING, Started, alone, data, difference, start, until  # noqa: F401
+from tests.test_ranks import ROOT, SETTINGS, STEPPING, Started, alone, apart, data, start, until  # noqa: F401
 
 PATIENCE = 120.0  # [s] for a process whose partner is gone; the limit of a step is ten minutes
 
@@ -56,8 +56,8 @@ def test_without_one_process_the_other_ends_and_the_run_goes_on(
         assert not unsound(out)
         for code, told in start(out, 1 + n // 2 % 2, "--resume").ended():
             assert code == 0, told
-        different = difference(alone, out) > 1e-5
-        tally.lost += different
+        different = apart(alone, out)
+        tally.lost += bool(different)
         assert not different
         tally.survived += 1
 
