@@ -144,12 +144,12 @@ def walk_length_job(
     config: WalkConfig,
     backends: Backends,
 ) -> list[float]:
-    """The merit of each of `halved_lengths(config.steps)` for one image: how well its labels tell its colours apart."""
+    """The merit of each of `halved_lengths(config)` for one image: how well its labels tell its colours apart."""
     activation, size = load_map(map_path)
     full = ActivationMap(upsample(activation.scores, size, map_stride), activation.classes)
     walked, image = pool_to_grid(with_background(full, alpha), field.stride, config.border), read_image(image_path)
     walk, done, merits = backends.function("walk"), 0, []
-    for steps in halved_lengths(config.steps):
+    for steps in halved_lengths(config):
         (walked,) = walk([walked], [field], replace(config, steps=steps - done))
         scores = divided_by_maximum(walked) if config.normalise else walked
         merits.append(region_contrast(image, upsample(scores, size, field.stride).argmax(axis=0)))
@@ -166,7 +166,7 @@ def chosen_walk(config: WalkConfig, run: Path) -> WalkConfig:
     if config.rule != "contrast":
         return config
     path = run / "walk.json"
-    steps, possible = read_record(path, WALK)["steps"], halved_lengths(config.steps)
+    steps, possible = read_record(path, WALK)["steps"], halved_lengths(config)
     if steps not in possible:
         raise RunFolderError(
             f"a walk of {steps} steps, where the settings have {', '.join(map(str, possible))}",

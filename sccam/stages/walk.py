@@ -6,7 +6,7 @@ They drop pairs whose source cell lies near the left, right or lower border, whi
 here every pair inside the image counts. `WalkConfig.border = "psa"` gives theirs.
 
     symbol   name here             shape
-    t        walk_lengths          256; with the rule "mean" M T^t is averaged over t = 16, 32, 64, 128, 256
+    t        walk_lengths          256; with the rule "mean" M T^t is averaged over 256, 128, 64, ...
     A        affinity.values       [R h w], half of the pairs; A is symmetric with ones on the diagonal
     D        D                     [hw] column sums of A^beta
     T        transition            [hw hw] sparse, every column sums to one
@@ -25,7 +25,6 @@ from sccam.errors import NumericError, ShapeError
 from sccam.structures import ActivationMap, AffinityField, FloatArray, IntArray
 
 BORDERS = ("clean", "psa")
-HALVINGS = 4  # so the shortest walk is a sixteenth of the longest
 FEW_CHANNELS = 3  # up to here SciPy is faster one channel at a time than on a narrow matrix (measured, grid 47 x 63)
 
 
@@ -42,6 +41,9 @@ class WalkConfig:
     rule: str = field(default="fixed", metadata={"choices": ("fixed", "contrast", "mean")})
     """With "contrast" `steps` is the longest walk: it or a half, quarter, ... of it, chosen by walk_length.py. With
     "mean" the scores are averaged over walks of all these lengths. Source of both: ours."""
+
+    halvings: int = field(default=4, metadata={"min": 0, "max": 16})
+    """How often the rules "contrast" and "mean" halve the longest walk: 4 for 256, 128, 64, 32 and 16 steps."""
 
     border: str = field(default="clean", metadata={"choices": BORDERS})
     """With "clean" every pair inside the image counts; with "psa" the authors' pairs, and pooling over zero padding."""
@@ -85,12 +87,13 @@ def random_walk(scores: FloatArray, affinity: AffinityField, config: WalkConfig)
 
 def walk_lengths(config: WalkConfig) -> tuple[int, ...]:
     """Numbers of steps, ascending, whose walked scores are averaged: one number, but for the rule "mean"."""
-    return halved_lengths(config.steps) if config.rule == "mean" else (config.steps,)
+    return halved_lengths(config) if config.rule == "mean" else (config.steps,)
 
 
-def halved_lengths(steps: int) -> tuple[int, ...]:
-    """`steps` and what four halvings leave of it, ascending: for 256 the powers that psa's squarings pass last."""
-    return tuple(sorted({max(1, steps >> n) for n in range(HALVINGS + 1)} if steps else {0}))
+def halved_lengths(config: WalkConfig) -> tuple[int, ...]:
+    """`steps` and what the halvings leave of it, ascending: for 256 the powers that psa's squarings pass last."""
+    steps = config.steps
+    return tuple(sorted({max(1, steps >> n) for n in range(config.halvings + 1)} if steps else {0}))
 
 
 def check_walk(scores: FloatArray, affinity: AffinityField) -> None:

@@ -148,7 +148,7 @@ def train_affinity(run: RunContext) -> None:
 
 def choose_walk_length(run: RunContext) -> None:
     """The number of steps that suits these images, from maps, affinities and colours of some of them."""
-    config, alpha, steps = run.config.walk, read_choice(run).alphas.walk, halved_lengths(run.config.walk.steps)
+    config, alpha, steps = run.config.walk, read_choice(run).alphas.walk, halved_lengths(run.config.walk)
     tagged = np.flatnonzero(run.train_images.labels.present.any(axis=1))
     tagged = tagged[np.linspace(0, len(tagged) - 1, min(len(tagged), MOST_WALKED)).astype(int)]
     some = [(run.train_images.paths[n], run.train_images.ids[n]) for n in tagged.tolist()]

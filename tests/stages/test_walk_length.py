@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sccam.stages.walk import halved_lengths
+from sccam.stages.walk import WalkConfig, halved_lengths
 from sccam.stages.walk_length import best_length, region_contrast
 
 
 @pytest.mark.parametrize(
-    ("steps", "expected"),
-    [(256, (16, 32, 64, 128, 256)), (100, (6, 12, 25, 50, 100)), (3, (1, 3)), (1, (1,)), (0, (0,))],
-)
-def test_lengths_are_the_longest_walk_and_its_halves(steps, expected):
-    assert halved_lengths(steps) == expected
+    ("steps", "halvings", "expected"),
+    [
+        (256, 4, (16, 32, 64, 128, 256)), (256, 2, (64, 128, 256)), (100, 4, (6, 12, 25, 50, 100)), (7, 0, (7,)),
+        (3, 16, (1, 3)), (1, 4, (1,)), (0, 4, (0,)),
+    ],
+)  # fmt: skip
+def test_lengths_are_the_longest_walk_and_its_halves(steps, halvings, expected):
+    assert halved_lengths(WalkConfig(steps=steps, halvings=halvings)) == expected
 
 
 def test_the_contrast_is_the_share_of_variance_between_regions(rng):
