@@ -43,8 +43,8 @@ SHOWN = {  # rows of README's table
     "published": "the paper's settings and its rounds, K = 10",
     "k-3-whole": "our settings, three rounds, K = 3",
     "no-rounds": "our settings, no rounds, 12 epochs",
-    "shipped": "**`-c photos`**: no rounds, 48 epochs, a walk of chosen length, balanced segmenter",
-    "shipped-mean-length": 'the same with `walk.rule = "mean"`',
+    "shipped": "**`-c photos`**: no rounds, 48 epochs, mean of three walks, balanced segmenter",
+    "shipped-five-lengths": "the same with the mean of five walks (`walk.halvings = 4`)",
 }
 COLUMNS = {  # of the tables: (stage, column, split) of a row
     "maps": ("maps", "image_only", "train"),

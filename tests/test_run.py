@@ -83,7 +83,6 @@ STAGES = [
     "threshold",
     "affinity/labels",
     "affinity/train",
-    "walk/length",
     "walk",
     "pseudo_labels",
     "segment/train",
@@ -345,6 +344,7 @@ LEVERS = [
     "reactivate.epochs=1",
     "prototypes.k=2",
     "affinity.source=boundary",
+    "walk.rule=contrast",
     "segment.average=0.9",
     "segment.self_epochs=1",
     "segment.self_confidence=0.5",
@@ -359,7 +359,7 @@ def levered(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_rounds_follow_the_last_one_and_their_maps_become_the_labels(levered, dataset):
     more = ["round2/classify", "round2/maps", "round3/classify", "round3/maps"]
     own = ["segment/relabel", "segment/retrain"]
-    expected = [*STAGES[:6], *more, *STAGES[6:13], *own, *STAGES[13:]]
+    expected = [*STAGES[:6], *more, *STAGES[6:9], "walk/length", *STAGES[9:12], *own, *STAGES[12:]]
     assert levered.watcher.stages == expected
     made_from = [
         read_weights_with_manifest(levered.folder / f"round{r}/cam_net.safetensors")[1].made_from for r in (2, 3)
