@@ -61,8 +61,8 @@ def measured(name: str, source: Path, place: Path, seeds: range) -> dict[str, An
     """Maps of a plain classifier, trained in the three ways."""
     whole = open_dataset(source)
     classes = whole.classes[: len(whole.classes) - len(whole.classes) // 2]
-    present = whole.train.labels.present[:, : len(classes)].any(axis=1)
-    tagged = [id for id, any_class in zip(whole.train.ids, present.tolist(), strict=True) if any_class]
+    counts_of_tags = whole.train.labels.present[:, : len(classes)].sum(axis=1).tolist()
+    tagged = [id for id, tags in zip(whole.train.ids, counts_of_tags, strict=True) if tags]
     kept, left = place / "kept", place / "left out"
     with_fewer_classes(source, kept, whole, classes, whole.train.ids)
     with_fewer_classes(source, left, whole, classes, tagged)
