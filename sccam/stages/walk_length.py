@@ -8,7 +8,7 @@ threshold.py for labels of all classes instead of two regions. The candidates ar
 pass last, so trying all of them takes no more steps than the longest.
 
     symbol   name here   shape
-    t        steps       T^t: 256, 128, 64, 32, 16 where `walk.steps` is 256
+    t        steps       T^t: 256, 128, 64, 32, 16 where `walk.steps` is 256 and `walk.halvings` 4
     I        image       u8 [H W 3]
     c, n     means and numbers of the pixels of a label
     m        mean colour of the image
