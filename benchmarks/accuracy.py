@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kept_runs import finished, keep, restore
-from pages import LIBRARIES, replace_between
+from pages import LIBRARIES, WORDS, replace_between
 
 from sccam.ablation.plan import CEILING
 from sccam.artifacts import read_json, write_json
@@ -56,7 +56,6 @@ COLUMNS = {  # of the tables: (stage, column, split) of a row
 }
 OF_LOOKS = ("k-3-own-map", "k-3-whitened", "k-3-whitened-going-on", "shipped")  # whose clusters are held to the looks
 CHOSEN = ("image_only", "labels")  # columns whose threshold, if any, needs no masks
-WORDS = {"better": "**+**", "worse": "**-**", "no difference": "="}
 HIDDEN = {"nmi": "NMI", "purity": "purity", "telling": "telling part", "body": "body", "outside": "outside"}
 
 

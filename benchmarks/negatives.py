@@ -1,6 +1,7 @@
 """What images of no class teach: results/negatives.json, and from that a table of docs/accuracy.md.
 
-    python benchmarks/negatives.py drawn=SAMPLE photographs=PHOTOS --seeds 3
+    python benchmarks/negatives.py drawn=SAMPLE --seeds 3
+    python benchmarks/negatives.py photographs=PHOTOS --seeds 1    # what the other set has is kept
     python benchmarks/negatives.py --table        # the table again, from the JSON
 
 Neither set has an image without a class, so one is made of it: the last half of its classes loses its tags, and its
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import replace_between
+from pages import WORDS, replace_between
 
 from sccam.ablation import ablate
 from sccam.ablation.plan import Ablation, run_folder
@@ -35,7 +36,6 @@ RESULT = HERE / "results" / "negatives.json"
 PAGE = HERE.parent / "docs" / "accuracy.md"
 BEGIN, END = "<!-- negatives table: begin -->", "<!-- negatives table: end -->"
 LEFT_OUT, AS_MANY_STEPS, KEPT = "left out", "left out, as many steps", "kept as examples of no class"
-WORDS = {"better": "**+**", "worse": "**-**", "no difference": "="}
 BOUNDS = ("mean", "low", "high")
 COUNTS = "counts/maps-round0-image_only-train.npz"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+WORDS = {"better": "**+**", "worse": "**-**", "no difference": "="}  # of a difference, in tables
 LIBRARIES = ("torch", "timm", "scikit-learn", "pydensecrf2", "numpy")
 
 
