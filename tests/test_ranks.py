@@ -131,25 +131,33 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-BOUNDS = {
-    **{f"round{r}/cam_net.safetensors": 1e-5 for r in range(4)},
-    **dict.fromkeys(("affinity_net.safetensors", "segmenter.safetensors", "self_trained/segmenter.safetensors"), 1e-4),
+LEARNED_FROM: dict[str, tuple[str, ...]] = {
+    **{f"round{r}/cam_net.safetensors": () for r in range(4)},
+    "affinity_net.safetensors": ("affinity_labels",),
+    "segmenter.safetensors": ("pseudo_labels",),
+    "self_trained/segmenter.safetensors": ("pseudo_labels", "self_labels"),
 }
-"""How far a weight may be from that of one process. A rounding is one of half precision once maps lie in their files,
-and may then decide a pixel that two labels suit alike: two such pixels move a segmenter by 3e-5. A step that is lost
-moves every one of these networks by 2e-3 or more."""
+"""The labels on which each network depends, beside the tags."""
 
 
 def apart(one: Path, other: Path) -> dict[str, float]:
-    """What differs between two runs by more than roundings, in multiples of what these may do."""
-    found = {}
-    for name, bound in BOUNDS.items():
+    """What differs between two runs by more than roundings, and how much.
+
+    A rounding is one of half precision once maps lie in their files, and may then decide a pixel that two labels suit
+    alike. So one pixel in a thousand may have another label, and a network that learned from such labels may be 1e-4
+    away (two pixels moved one by 3e-5; a step that is lost, by 2e-3 or more); any other, 1e-5.
+    """
+    labels = {
+        folder: moved(one / folder, other / folder) for folder in ("affinity_labels", "pseudo_labels", "self_labels")
+    }
+    found = {folder: share for folder, share in labels.items() if share > 1e-3}
+    for name, folders in LEARNED_FROM.items():
         first, second = read_tensors(one / name), read_tensors(other / name)
         assert first.keys() == second.keys()
-        found[name] = max(float((first[key] - second[key]).abs().max()) for key in first) / bound
-    for folder in ("affinity_labels", "pseudo_labels", "self_labels"):
-        found[folder] = moved(one / folder, other / folder) / 1e-3
-    return {name: value for name, value in found.items() if value > 1}
+        furthest = float(torch.stack([(first[key] - second[key]).abs().max().double() for key in first]).max())
+        if not furthest <= (1e-4 if any(labels[folder] for folder in folders) else 1e-5):  # NaN is apart, too
+            found[name] = furthest
+    return found
 
 
 def moved(one: Path, other: Path) -> float:
