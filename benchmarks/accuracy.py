@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kept_runs import finished, keep, restore
-from pages import LIBRARIES, WORDS, replace_between
+from pages import LIBRARIES, difference_cell, replace_between
 
 from sccam.ablation.plan import CEILING
 from sccam.artifacts import read_json, write_json
@@ -258,7 +258,7 @@ def pair_table(found: dict[str, Any]) -> str:
     lines = []
     for pair in found["pairs"]:
         rows = {(row["stage"], row["column"], row["split"]): row["difference"] for row in pair["rows"]}
-        cells = [_change(rows[key]) if key in rows else "" for key in columns.values()]
+        cells = [difference_cell(rows[key]) if key in rows else "" for key in columns.values()]
         if any(cells):
             lines.append(f"| `{pair['variant']}` | `{pair['against']}` | {' | '.join(cells)} |")
     if not lines:
@@ -267,18 +267,12 @@ def pair_table(found: dict[str, Any]) -> str:
     return "\n".join([f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *lines])
 
 
-def _change(change: dict[str, Any]) -> str:
-    return f"{WORDS[change['word']]} {change['mean']:+.1f}, {change['low']:+.1f} to {change['high']:+.1f}"
-
-
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return ""
     text = f"{row['mean']:.1f}" + ("" if row["deviation"] is None else f" ± {row['deviation']:.1f}")
-    change = row.get("difference")
-    if change is None:
-        return text
-    return f"{text} ({_change(change)})"
+    difference = row.get("difference")
+    return text if difference is None else f"{text} ({difference_cell(difference)})"
 
 
 def reference_table(rows: list[dict[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import WORDS, replace_between
+from pages import difference_cell, replace_between
 
 from sccam.ablation import ablate
 from sccam.ablation.plan import Ablation, run_folder
@@ -124,10 +124,7 @@ def table(sets: dict[str, Any]) -> str:
     lines.append("|" + " --- |" * 7)
     for name, found in sets.items():
         for row in found["rows"]:
-            gain = row.get("gain")
-            told = (
-                "{} {:+.1f}, {:+.1f} to {:+.1f}".format(WORDS[gain["word"]], *(gain[n] for n in BOUNDS)) if gain else ""
-            )
+            told = difference_cell(row["gain"]) if "gain" in row else ""
             none, score = found["images"] - found["tagged"], f"{len(row['seeds'])} | {row['miou']:.1f}"
             lines.append(
                 f"| {name}, {found['classes']} classes | {found['images']} | {none} | {row['way']} | {score} | {told} |"

@@ -1,0 +1,53 @@
+"""Unseen images labelled by the networks that made the labels, beside what is already in a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import unseen
+
+from sccam.artifacts import RunFolder, write_text
+from sccam.data import open_dataset
+from sccam.data.masks import write_mask
+from tests.made_run import CLASSES, SIZES, draw, make_run
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_way_is_scored_on_its_own_images(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    draw(data / "images")
+    run = RunFolder(make_run(tmp_path / "run"))
+    for name, lines in {
+        "tags.csv": ["image,tags", "0.png,cat;red fox", "1.png,dog", "2.png,red fox", "3.png,cat;dog"],
+        "classes.txt": list(CLASSES), "train.txt": ["0", "1"], "val.txt": ["2", "3"],
+    }.items():  # fmt: skip
+        write_text(data / name, "\n".join(lines) + "\n")
+    for n, size in enumerate(SIZES):
+        mask = np.zeros(size, np.uint8)
+        mask[: size[0] // 2] = 1 + n % 3
+        (data / "masks").mkdir(exist_ok=True)
+        write_mask(data / "masks" / f"{n}.png", mask)
+        if n < 2:
+            run.pseudo_label(str(n)).parent.mkdir(parents=True, exist_ok=True)
+            write_mask(run.pseudo_label(str(n)), mask)
+            continue
+        for crf in (False, True):
+            path = run.prediction("val", str(n), crf=crf)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_mask(path, mask if crf else np.zeros_like(mask))
+    dataset = open_dataset(data)
+    found = unseen.measured(data, [run.path, run.path])
+    rows = {row["way"]: row for row in found["rows"]}
+    assert (found["train"], found["val"]) == (2, 2)
+    assert rows[unseen.OF_TRAINING]["runs"] == [100.0, 100.0] and rows[unseen.WITH_CRF]["miou"] == 100.0
+    assert rows[unseen.PLAIN]["miou"] < 50
+    given, predicted = (unseen.labelled(dataset, run, tags) for tags in (data / "tags.csv", None))
+    pixels = [SIZES[n][0] * SIZES[n][1] for n in (2, 3)]
+    assert given.sum(axis=(1, 2)).tolist() == predicted.sum(axis=(1, 2)).tolist() == pixels
+    assert not given[0, :, 1:3].any()  # a cat or a dog where the fox is the only tag
+    assert "gain" in rows[unseen.GIVEN] and "gain" not in rows[unseen.PREDICTED]
+    lines = unseen.table({"made": found}).splitlines()
+    assert len(lines) == 2 + 5 and f"| made | {unseen.WITH_CRF} | 2 | 2 | 100.0 | **-** " in lines[-1]
