@@ -14,17 +14,16 @@ of times is that of results/recipe_times.json: ladders are trained beside other 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kept_runs import finished, keep, restore
-from pages import LIBRARIES, difference_cell, replace_between
+from pages import LIBRARIES, difference_cell, facts, replace_between
 
 from sccam.ablation.plan import CEILING
 from sccam.artifacts import read_json, write_json
-from sccam.nets.compute import Compute
-from sccam.origin import commit, device_name
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "accuracy.json"
@@ -111,11 +110,6 @@ def _places_of(run: Path, here: dict[str, str]) -> set[str]:
     return {f"commit {found['commit']}, {found['device']}, {precision}" for found in stages}
 
 
-def facts() -> dict[str, str]:
-    """Where runs were trained that do not tell: code, and the device that "auto" takes here."""
-    return {"commit": commit(), "device": device_name(Compute.resolve("auto", "auto").device)}
-
-
 def seeds_in(out: Path) -> list[int]:
     """Seeds of which a variant is finished."""
     return sorted({int(path.parent.name.removeprefix("seed")) for path in out.glob("runs/*/seed*/scores.json")})
@@ -128,8 +122,8 @@ def section(name: str, found: dict[str, Any]) -> str:
     seeds = sorted({seed for variant in found["variants"].values() for seed in variant["seeds"]})
     parts = [
         f"## {TITLES.get(name, name)}",
-        f"{images['train']} training images, {images['val']} unseen; configuration `{found['config']}`, seeds "
-        f"{', '.join(map(str, seeds))}. Differences are to `{baseline}`. Recorded at {_places(found['where'])}.",
+        f"{images['train']} training images, {images['val']} unseen; configuration `{found['config']}`, "
+        f"{_seeds(map(str, seeds))}. Differences are to `{baseline}`. Recorded at {_places(found['where'])}.",
         goal_table(found),
         variant_table(found),
         pair_table(found),
@@ -152,9 +146,12 @@ def _places(where: dict[str, list[str]]) -> str:
     for seed, places in where.items():
         for place in places:
             seeds.setdefault(place, []).append(seed)
-    return "; ".join(
-        f"{place} ({'seed' if len(found) == 1 else 'seeds'} {', '.join(found)})" for place, found in seeds.items()
-    )
+    return "; ".join(f"{place} ({_seeds(found)})" for place, found in seeds.items())
+
+
+def _seeds(names: Iterable[str]) -> str:
+    listed = list(names)
+    return f"{'seed' if len(listed) == 1 else 'seeds'} {', '.join(listed)}"
 
 
 def summary(found: dict[str, Any]) -> str:
@@ -215,10 +212,12 @@ def goal_table(found: dict[str, Any]) -> str:
             lines.append((what, f"{gain:+.1f}", "at least 0", gain >= 0))
     change = difference("shipped", "published", "segmenter")
     if change:
-        ratio = read_json(TIMES)["ratio"] if TIMES.exists() else None
+        times = read_json(TIMES) if TIMES.exists() else {"ratio": None}
+        ratio = times["ratio"]
         what = "segmenter of the default configuration over that of the paper's numbers, unseen images"
         met = change["mean"] >= 5 and ratio is not None and ratio <= 1.0
-        time = "time not measured" if ratio is None else f"in {ratio:.2f} of its time"
+        each = " and ".join(f"{pair:.2f}" for pair in times.get("ratios", []))
+        time = "time not measured" if ratio is None else f"in {ratio:.2f} of its time{each and f' ({each})'}"
         lines.append((what, f"{_points(change)}, {time}", "+5 in at most its time", met))
     for name, variant in found["variants"].items():
         hidden = variant["hidden"]

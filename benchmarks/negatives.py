@@ -18,17 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import difference_cell, replace_between
+from pages import difference, difference_cell, facts, miou_of_runs, replace_between
 
 from sccam.ablation import ablate
 from sccam.ablation.plan import Ablation, run_folder
 from sccam.artifacts import read_arrays, read_json, write_json
 from sccam.data import open_dataset
 from sccam.data.masks import read_mask, write_mask
-from sccam.nets.compute import Compute
-from sccam.origin import commit, device_name
 from sccam.recipe import load_config
-from sccam.stages.bootstrap import mean_iou, paired_bootstrap
 from sccam.structures import Dataset
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +33,6 @@ RESULT = HERE / "results" / "negatives.json"
 PAGE = HERE.parent / "docs" / "accuracy.md"
 BEGIN, END = "<!-- negatives table: begin -->", "<!-- negatives table: end -->"
 LEFT_OUT, AS_MANY_STEPS, KEPT = "left out", "left out, as many steps", "kept as examples of no class"
-BOUNDS = ("mean", "low", "high")
 COUNTS = "counts/maps-round0-image_only-train.npz"
 
 
@@ -79,14 +75,12 @@ def measured(name: str, source: Path, place: Path, seeds: range) -> dict[str, An
     }
     rows = []
     for way, of_images in counts.items():
-        scores = [100 * float(mean_iou(seed.sum(axis=0))) for seed in of_images]
-        row = {"way": way, "miou": round(float(np.mean(scores)), 2), "seeds": [round(score, 2) for score in scores]}
+        scores = miou_of_runs(of_images)
+        row: dict[str, Any] = {"way": way, "miou": round(float(np.mean(scores)), 2), "seeds": scores}
         if way != KEPT:
-            gain = paired_bootstrap(counts[KEPT], of_images)
-            row["gain"] = {"word": gain.word, **{n: round(100 * getattr(gain, n), 2) for n in BOUNDS}}
+            row["gain"] = difference(counts[KEPT], of_images)
         rows.append(row)
-    facts = {"commit": commit(), "device": device_name(Compute.resolve("auto", "auto").device)}
-    return {**facts, "classes": len(classes), "images": len(whole.train.ids), "tagged": len(tagged), "rows": rows}
+    return {**facts(), "classes": len(classes), "images": len(whole.train.ids), "tagged": len(tagged), "rows": rows}
 
 
 def with_fewer_classes(

@@ -1,4 +1,4 @@
-"""What the scripts here share: replacing a table of a page, and the libraries that a result names."""
+"""What the scripts here share: replacing a table of a page, cells of it, and the facts that a result names."""
 
 from __future__ import annotations
 
@@ -6,8 +6,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sccam.nets.compute import Compute
+from sccam.origin import commit, device_name
+from sccam.stages.bootstrap import mean_iou, paired_bootstrap
+
 WORDS = {"better": "**+**", "worse": "**-**", "no difference": "="}  # of a difference, in tables
 LIBRARIES = ("torch", "timm", "scikit-learn", "pydensecrf2", "numpy")
+
+
+def facts() -> dict[str, str]:
+    """Where a result was made: code, and the device that "auto" takes here."""
+    return {"commit": commit(), "device": device_name(Compute.resolve("auto", "auto").device)}
+
+
+def miou_of_runs(counts: np.ndarray) -> list[float]:
+    """[points] of each run, from pixels by true and predicted label [runs images L L+1]."""
+    return [round(100 * float(mean_iou(run.sum(axis=0))), 2) for run in counts]
+
+
+def difference(counts: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
+    """What one way gains over another on the same images [points], with its interval and the word for it."""
+    found = paired_bootstrap(counts, baseline)
+    return {"word": found.word, **{name: round(100 * getattr(found, name), 2) for name in ("mean", "low", "high")}}
 
 
 def difference_cell(found: Mapping[str, Any]) -> str:

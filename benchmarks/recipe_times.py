@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pages import facts
+
 from sccam.ablation.plan import read_ablation
 from sccam.artifacts import read_json, write_json
-from sccam.nets.compute import Compute
-from sccam.origin import commit, device_name
 from sccam.run import train
 
 HERE = Path(__file__).resolve().parent
@@ -46,9 +46,8 @@ def main() -> None:
             runs[name].append({"seconds": seconds, "stages": {stage: round(s, 1) for stage, s in stages.items()}})
             print(name, seconds, flush=True)
     ratios = [ours["seconds"] / theirs["seconds"] for ours, theirs in zip(runs[OURS], runs[THEIRS], strict=True)]
-    facts = {"commit": commit(), "device": device_name(Compute.resolve("auto", "auto").device)}
     result = {"every": EVERY, "order": ORDER, "runs": runs, "ratios": [round(ratio, 3) for ratio in ratios]}
-    write_json(RESULT, {"schema": 1, **facts, **result, "ratio": round(statistics.median(ratios), 3)})
+    write_json(RESULT, {"schema": 1, **facts(), **result, "ratio": round(statistics.median(ratios), 3)})
 
 
 def thinned(photos: Path, place: Path) -> Path:

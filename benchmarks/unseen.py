@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import difference_cell, replace_between
+from pages import difference, difference_cell, facts, miou_of_runs, replace_between
 
 from sccam.artifacts import RunFolder, read_json, write_json
 from sccam.data import open_dataset
 from sccam.measure import image_counts
-from sccam.nets.compute import Compute
-from sccam.origin import commit, device_name
 from sccam.runtime.folder import predict_to
 from sccam.runtime.pseudo_labels import PseudoLabelJob
 from sccam.runtime.sources import sources
-from sccam.stages.bootstrap import mean_iou, paired_bootstrap
 from sccam.structures import Dataset
 
 HERE = Path(__file__).resolve().parent
@@ -38,7 +36,6 @@ BEGIN, END = "<!-- unseen table: begin -->", "<!-- unseen table: end -->"
 OF_TRAINING = "pseudo labels of training images, tags given"
 GIVEN, PREDICTED = "the chain, tags given", "the chain, tags predicted"
 PLAIN, WITH_CRF = "segmenter", "segmenter, CRF"
-BOUNDS = ("mean", "low", "high")
 
 
 def main() -> None:
@@ -72,15 +69,12 @@ def measured(data: Path, runs: list[Path]) -> dict[str, Any]:
         counts[way] = np.stack([of_run(RunFolder(run)) for run in runs])
     rows = []
     for way, of_images in counts.items():
-        scores = [100 * float(mean_iou(seed.sum(axis=0))) for seed in of_images]
-        row: dict[str, Any] = {"way": way, "miou": round(float(np.mean(scores)), 2)}
-        row["runs"] = [round(score, 2) for score in scores]
+        scores = miou_of_runs(of_images)
+        row: dict[str, Any] = {"way": way, "miou": round(float(np.mean(scores)), 2), "runs": scores}
         if way in (GIVEN, PREDICTED, PLAIN):
-            gain = paired_bootstrap(counts[WITH_CRF], of_images)
-            row["gain"] = {"word": gain.word, **{n: round(100 * getattr(gain, n), 2) for n in BOUNDS}}
+            row["gain"] = difference(counts[WITH_CRF], of_images)
         rows.append(row)
-    facts = {"commit": commit(), "device": device_name(Compute.resolve("auto", "auto").device)}
-    return {**facts, "train": len(dataset.train), "val": len(dataset.val), "rows": rows}
+    return {**facts(), "train": len(dataset.train), "val": len(dataset.val), "rows": rows}
 
 
 def labelled(dataset: Dataset, run: RunFolder, tags: Path | None) -> np.ndarray:
@@ -95,7 +89,7 @@ def labelled(dataset: Dataset, run: RunFolder, tags: Path | None) -> np.ndarray:
         return counted(dataset, "val", lambda id: out / "masks" / f"{id}.png")
 
 
-def counted(dataset: Dataset, split: str, label_of: Any) -> np.ndarray:
+def counted(dataset: Dataset, split: str, label_of: Callable[[str], Path]) -> np.ndarray:
     """Pixels by true label and that of a file of each image [images L L+1], of the images that have a true mask."""
     part = dataset.train if split == "train" else dataset.val
     ids = [id for id in part.ids if id in dataset.masks.paths]

@@ -108,7 +108,7 @@ def test_goals_are_met_or_missed_by_the_figures_alone(accuracy):
                   pair("shipped", "published", "segmenter", "labels", 6.0, 4.0, 8.0)],
     }  # fmt: skip
     assert "time not measured | +5 in at most its time | **missed** |" in accuracy.goal_table(found)
-    write_json(accuracy.TIMES, {"ratio": 0.8})
+    write_json(accuracy.TIMES, {"ratio": 0.8, "ratios": [0.7, 0.9]})
     lines = accuracy.goal_table(found).splitlines()[2:]
     told = {line.split(" | ")[0].strip("| "): line for line in lines}
     assert [line.rstrip(" |").rpartition("| ")[2] for line in lines] == [
@@ -116,7 +116,7 @@ def test_goals_are_met_or_missed_by_the_figures_alone(accuracy):
         "met", "**missed**", "met", "met", "met", "**missed**",
     ]  # fmt: skip
     assert "+13.0, 50 % of the way to the ceiling's 76.0" in told["walked maps over maps (`shipped`)"]
-    assert "+6.0 (+4.0 to +8.0), in 0.80 of its time" in "".join(lines) and "99" not in "".join(lines)
+    assert "+6.0 (+4.0 to +8.0), in 0.80 of its time (0.70 and 0.90)" in "".join(lines) and "99" not in "".join(lines)
     assert "0.80 to 0.70" in lines[-1]
 
 
