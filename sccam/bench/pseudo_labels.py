@@ -34,9 +34,10 @@ from sccam.nets.compute import Compute
 from sccam.nets.saved import load_network
 from sccam.runtime import backends
 from sccam.runtime.backends import Backends
+from sccam.runtime.image_tags import Tags
 from sccam.runtime.network_torch import affinity_features, score_views
 from sccam.runtime.pipeline import stream
-from sccam.runtime.pseudo_labels import LabelRecipe, PseudoLabelJob, Tags, read_recipe
+from sccam.runtime.pseudo_labels import LabelRecipe, PseudoLabelJob, read_recipe
 from sccam.runtime.sources import Source, sources
 from sccam.stages.affinity import affinity_field
 from sccam.stages.affinity_labels import AFFINITY_STRIDE, neighbour_offsets

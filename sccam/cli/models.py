@@ -82,7 +82,10 @@ def infer(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, overlays and the lists of results.")],
     task: Annotated[str, typer.Option(help="segment, or pseudo-label: training labels by MODEL, a run.")] = "segment",
     tags: Annotated[
-        Path | None, typer.Option(help="CSV or JSON of the tags for pseudo-label; predicted ones without it.")
+        str | None,
+        typer.Option(
+            help="CSV or JSON of the images' tags, or predicted: by the run's classifier. No other class is drawn."
+        ),
     ] = None,
     save: Annotated[
         list[str] | None,
@@ -118,6 +121,7 @@ def infer(
 
     from sccam.errors import ConfigError
     from sccam.runtime.folder import Described, checked_saves, collect, predict_to
+    from sccam.runtime.image_tags import PREDICTED
     from sccam.runtime.jobs import open_job
     from sccam.runtime.pseudo_labels import check_task
     from sccam.runtime.segmenter import SegmentOptions, crf_of
@@ -127,10 +131,10 @@ def infer(
     if engine not in ("local", "ray"):
         raise ConfigError(f"no engine {engine!r}", fix="choose from local, ray")
     options = SegmentOptions(tuple(scale or (1.0,)), flip, size, tile, crf_of(crf))
-    check_task(task, options, tags)
+    check_task(task, options)
     saves, (found, out) = checked_saves(save or ("mask",)), part_of(sources(source), out, shard)
     if engine == "ray":  # whose workers have another working folder
-        model, tags = model.absolute(), tags and tags.absolute()
+        model, tags = model.absolute(), tags if tags in (None, PREDICTED) else str(Path(tags).absolute())
     opened = partial(
         open_job, model, options, task=task, tags=tags, backend=backend, device=device, allow_fallback=allow_fallback
     )

@@ -14,7 +14,7 @@ import inspect
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,11 @@ import numpy as np
 from sccam.artifacts import RunFolder, read_record
 from sccam.config import from_mapping
 from sccam.data.images import read_image
-from sccam.data.tags import AsWritten, read_tag_file, with_known_tags
 from sccam.data.transforms import pad_to_multiple, resize
-from sccam.errors import ConfigError, DataError, ImageError, NumericError, RunFolderError
+from sccam.errors import ConfigError, ImageError, RunFolderError
 from sccam.records import ALPHA, CELLS, check
 from sccam.runtime.backends import Backends
+from sccam.runtime.image_tags import PREDICTED, Tags, predicted
 from sccam.runtime.labeler import chosen_walk
 from sccam.runtime.network import open_network
 from sccam.runtime.pipeline import Loaded
@@ -80,42 +80,7 @@ def read_recipe(run: Path) -> LabelRecipe:
     )
 
 
-class Tags:
-    """The classes of each image of a tag file.
-
-    Args:
-        path: a CSV or JSON file as for training; names are those of the images, with or without folders or suffix.
-        classes: of the run.
-
-    Raises:
-        DataError: with the line; an unknown tag, an image listed twice.
-    """
-
-    def __init__(self, path: Path, classes: tuple[str, ...]):
-        column = {name: c for c, name in enumerate(classes)}
-        self.path = path
-        self._classes: dict[str, IntArray] = {}
-        for row in read_tag_file(path, AsWritten()):
-            tags = with_known_tags(row, classes, path, allow_negative=True).tags
-            self._classes[row.id] = np.array(sorted({column[tag] for tag in tags}), np.int32)
-
-    def of(self, source: Source) -> IntArray:
-        """[P] ascending.
-
-        Raises:
-            DataError: the file has no line for the image.
-        """
-        inside = source.name + source.path.suffix
-        parts = PurePosixPath(source.path.as_posix()).parts
-        below = ["/".join(parts[n:]) for n in range(len(parts))]  # the file's name with fewer and fewer folders
-        for name in (inside, *below):
-            for form in (name, name.removesuffix(source.path.suffix)):
-                if form in self._classes:
-                    return self._classes[form]
-        raise DataError(f"no tags for {inside!r}", where=self.path, fix="add a line: IMAGE,TAGS")
-
-
-def check_task(task: str, options: SegmentOptions, tags: Path | None) -> None:
+def check_task(task: str, options: SegmentOptions) -> None:
     """Refuses settings of the other task, which would change nothing.
 
     Raises:
@@ -128,8 +93,6 @@ def check_task(task: str, options: SegmentOptions, tags: Path | None) -> None:
             "views, sizes, tiles and --crf are settings of a segmenter", where=f"--task {task}",
             fix="leave them out: the run's own settings decide the pseudo labels",
         )  # fmt: skip
-    if task == "segment" and tags is not None:
-        raise ConfigError("a segmenter needs no tags", where="--tags", fix=f"add --task {PseudoLabelJob.task}")
 
 
 class PseudoLabelJob:
@@ -175,7 +138,7 @@ class PseudoLabelJob:
         networks = (self.cam_net, self.affinity_net)
         return {
             "task": self.task,
-            "tags": "predicted" if self.tags is None else "given",
+            "tags": PREDICTED if self.tags is None else "given",
             "model": [network.path.name for network in networks],
             "sha256": [network.manifest.sha256 for network in networks],
             "backend": self.cam_net.backend,
@@ -236,8 +199,8 @@ class PseudoLabelJob:
     def finish(self, loaded: Loaded, output: Any) -> Labelled:
         """Walked, refined and labelled."""
         size, recipe = (loaded.image.shape[0], loaded.image.shape[1]), self.recipe
-        classes = loaded.facts["classes"] if self.tags is not None else _predicted(output.scores)
-        facts = {"tags": [self.classes[c] for c in classes], "tags_from": "file" if self.tags else "predicted"}
+        classes = loaded.facts["classes"] if self.tags is not None else predicted(output.scores)
+        facts = {"tags": [self.classes[c] for c in classes], "tags_from": "file" if self.tags else PREDICTED}
         if len(classes) == 0:
             return Labelled(np.zeros(size, np.uint8), None, facts)
         grid = (-(-size[0] // recipe.cam.grid_stride), -(-size[1] // recipe.cam.grid_stride))
@@ -293,13 +256,6 @@ class _Outputs:
     maps: list[FloatArray]
     scores: FloatArray
     affinity: dict[str, np.ndarray]
-
-
-def _predicted(scores: FloatArray) -> IntArray:
-    """Classes whose probability, the sigmoid of the score, is above one half."""
-    if not np.isfinite(scores).all():
-        raise NumericError("the classifier gave NaN or infinity", fix="use fp32, or another file")
-    return np.flatnonzero(scores > 0).astype(np.int32)
 
 
 def _alone(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Job "segment": the label of every pixel from a trained segmenter.
 
-    image -> views (scales, mirror images) -> logits on the grid -> [mean of the views' probabilities] -> labels, CRF
+    image -> views (scales, mirror images) -> logits on the grid -> [mean of the views' probabilities] -> [times those
+    of the image's tags] -> labels, CRF
 
 The network sees the image as it is, or brought to the long side of its recipe, or made smaller (`size`), padded on the
 right and below in the mean colour;
@@ -20,6 +21,7 @@ from sccam.data.images import read_image
 from sccam.data.transforms import brought_to, pad_to_multiple, resize
 from sccam.errors import ConfigError, ModelFileError, NumericError
 from sccam.runtime.backends import Backends
+from sccam.runtime.image_tags import PREDICTED, Tags, given_prior, predicted, predicted_prior
 from sccam.runtime.network import OpenedNetwork
 from sccam.runtime.pipeline import Loaded
 from sccam.runtime.sources import Source
@@ -29,6 +31,7 @@ from sccam.stages.crf import PRESETS, CrfConfig
 from sccam.structures import ByteArray, FloatArray
 
 PAD_MULTIPLE = 32  # [px], where a manifest names none
+CLASSIFIED_SIDE = 640  # [px] at most of what the classifier sees: the largest views that classifiers learn from
 PROBABILITY_FLOOR = 1e-12  # keeps the logarithm finite
 
 
@@ -106,24 +109,29 @@ class SegmentJob:
     Args:
         network: a segmenter, from `open_network`.
         options: see there.
+        tags: what each image shows: no other class is drawn.
+        classifier: of the same run; without `tags` it says how likely each class is.
 
     Raises:
-        ModelFileError: the file gives labels only, and the options need logits.
+        ModelFileError: the file gives labels only, and the options or tags need logits.
     """
 
     task = "segment"
 
-    def __init__(self, network: OpenedNetwork, options: SegmentOptions = SegmentOptions()):
-        self.network, self.options = network, options
+    def __init__(
+        self, network: OpenedNetwork, options: SegmentOptions = SegmentOptions(), *, tags: Tags | None = None,
+        classifier: OpenedNetwork | None = None,
+    ):  # fmt: skip
+        self.network, self.options, self.tags, self.classifier = network, options, tags, classifier
         self.classes = network.manifest.classes
-        self.lanes = network.lanes
+        self.lanes = network.lanes if classifier is None else min(network.lanes, classifier.lanes)
         self.batch_pixels = network.batch_pixels
         self._multiple = int(network.manifest.made_from.get("pad_multiple", PAD_MULTIPLE))
         self._gives_labels = any(output.name == "labels" for output in network.manifest.outputs)
-        if self._gives_labels and not options.plain:
+        if self._gives_labels and not (options.plain and tags is None and classifier is None):
             raise ModelFileError(
                 "the file gives labels, not logits", where=network.path,
-                why="views, tiles, sizes and the CRF need logits", fix="export it without --labels",
+                why="views, tiles, sizes, tags and the CRF need logits", fix="export it without --labels",
             )  # fmt: skip
         self._refine: Callable[..., Any] | None = None
         if options.crf is not None:
@@ -139,29 +147,43 @@ class SegmentJob:
             "sha256": self.network.manifest.sha256,
             "backend": self.network.backend,
             **asdict(self.options),
+            **self._tags_of_plan(),
         }
+
+    def _tags_of_plan(self) -> dict[str, Any]:
+        if self.tags is not None:
+            return {"tags": "given"}
+        return {} if self.classifier is None else {"tags": PREDICTED, "classifier": self.classifier.manifest.sha256}
 
     def notes(self) -> list[str]:
         """For a person, before the work begins."""
         price = self.options.price()
-        return [self.network.line(), *([price] if price else [])]
+        classifier = self.classifier and self.classifier.line()
+        return [self.network.line(), *(line for line in (classifier, price) if line)]
 
     def load(self, source: Source) -> Loaded:
         """The image and its views."""
         return self.loaded(source, read_image(source.path, data=source.data()))
 
     def loaded(self, source: Source, image: ByteArray) -> Loaded:
-        """The views of an image that was read."""
+        """The views of an image that was read, and what the classifier sees of it."""
+        facts = {} if self.tags is None else {"tags": self.tags.of(source)}
         seen = self._seen((image.shape[0], image.shape[1]))
         views = []
         for scale in self.options.scales:
             height, width = (max(1, round(side * scale)) for side in seen)
             view = self._padded(resize(image, (height, width)))
             views.append(np.stack([view, view[:, ::-1]]) if self.options.flip else view[None])
-        return Loaded(source, image, tuple(views))
+        if self.classifier is not None:
+            views.append(self._padded(resize(image, brought_to(seen, min(CLASSIFIED_SIDE, max(seen)))))[None])
+        return Loaded(source, image, tuple(views), facts)
 
     def run(self, group: Sequence[Loaded]) -> Sequence[Any]:
         """Logits f32 [C+1 h w] on the grid of the image as the network sees it, or labels u8 [H W], for each."""
+        if self.classifier is not None:
+            scores = self.classifier.run(np.concatenate([loaded.inputs[-1] for loaded in group]))["scores"]
+            for loaded, own in zip(group, scores, strict=True):
+                loaded.facts["scores"] = own
         if self._gives_labels:
             return list(self.network.run(np.concatenate([loaded.inputs[0] for loaded in group]))["labels"])
         views = [
@@ -186,11 +208,25 @@ class SegmentJob:
         if self._gives_labels:
             return Labelled(_of_size(output[: seen[0], : seen[1]], size))
         density = (seen[0] / size[0] / self._stride, seen[1] / size[1] / self._stride)
+        facts: dict[str, Any] = {}
+        if self.tags is not None or self.classifier is not None:
+            prior, facts = self._prior(loaded)
+            output = output + prior[:, None, None]
         if self._refine is None:
             labels = pixel_labels(output, size, density)
         else:
             labels = self._refined(loaded.image, output, density)
-        return Labelled(labels, lambda: self._scores(output, size, density))
+        return Labelled(labels, lambda: self._scores(output, size, density), facts)
+
+    def _prior(self, loaded: Loaded) -> tuple[FloatArray, dict[str, Any]]:
+        """What is added to the logits [C+1], and the tags for the image's line."""
+        if self.tags is not None:
+            shown, of = loaded.facts["tags"], "file"
+            prior = given_prior(shown, len(self.classes))
+        else:
+            shown, of = predicted(loaded.facts["scores"]), PREDICTED
+            prior = predicted_prior(loaded.facts["scores"])
+        return prior, {"tags": [self.classes[c] for c in shown], "tags_from": of}
 
     @property
     def _stride(self) -> int:

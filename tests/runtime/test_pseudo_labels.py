@@ -15,13 +15,14 @@ from sccam import cli
 from sccam.artifacts import read_arrays, write_text
 from sccam.bench.pseudo_labels import chain, differing, paper_form
 from sccam.data.masks import read_mask
-from sccam.errors import ConfigError, DataError, ImageError, NumericError, RunFolderError
+from sccam.errors import ConfigError, DataError, ImageError, RunFolderError
 from sccam.runtime import pseudo_labels as module
 from sccam.runtime.folder import predict, predict_to
+from sccam.runtime.image_tags import Tags
 from sccam.runtime.network_onnxruntime import cut_to_features, open_onnx, read_onnx
-from sccam.runtime.pseudo_labels import PseudoLabelJob, Tags, check_task, read_recipe
+from sccam.runtime.pseudo_labels import PseudoLabelJob, check_task, read_recipe
 from sccam.runtime.segmenter import SegmentOptions
-from sccam.runtime.sources import Source, sources
+from sccam.runtime.sources import sources
 from tests.made_run import CLASSES, TAGS, draw, make_run
 
 pytestmark = pytest.mark.slow
@@ -102,12 +103,6 @@ def test_without_tags_the_predicted_ones_are_used_and_every_output_says_so(run, 
         assert record["tags_from"] == "predicted" and set(record["tags"]) <= set(CLASSES)
 
 
-def test_only_classes_that_are_more_likely_than_not_are_predicted():
-    assert module._predicted(np.array([-0.1, 0.1, 3], np.float32)).tolist() == [1, 2]
-    with pytest.raises(NumericError, match="NaN"):
-        module._predicted(np.array([np.nan, 1], np.float32))
-
-
 def test_bad_tags_bad_runs_and_settings_of_the_other_task_are_refused(run, images, tmp_path):
     write_text(tmp_path / "wrong.csv", "image,tags\n0.png,cta\n")
     with pytest.raises(DataError, match="cta") as caught:
@@ -115,26 +110,13 @@ def test_bad_tags_bad_runs_and_settings_of_the_other_task_are_refused(run, image
     assert caught.value.where is not None and "wrong.csv:2" in caught.value.where
     with pytest.raises(RunFolderError, match="this is no run"):
         PseudoLabelJob(images)
-    for task, options, tags in (
-        ("pseudo-label", replace(SegmentOptions(), flip=True), None),
-        ("segment", SegmentOptions(), Path("tags.csv")),
-        ("label", SegmentOptions(), None),
-    ):
+    for task, options in (("pseudo-label", replace(SegmentOptions(), flip=True)), ("label", SegmentOptions())):
         with pytest.raises(ConfigError):
-            check_task(task, options, tags)
-    check_task("pseudo-label", SegmentOptions(), Path("tags.csv"))
+            check_task(task, options)
+    check_task("pseudo-label", SegmentOptions())
 
 
 def test_an_image_too_large_for_a_walk_is_an_error_of_its_own(run, images, monkeypatch):
     monkeypatch.setattr(module, "MOST_PIXELS", 90 * 130 - 1)
     results = {r.source.name: r.error for r in predict(PseudoLabelJob(run), sources(images))}
     assert {name for name, error in results.items() if isinstance(error, ImageError)} == {"0", "3"}
-
-
-def test_a_name_is_found_with_and_without_folders_and_suffix(tmp_path):
-    write_text(tmp_path / "tags.json", json.dumps({"a/1.jpg": ["cat"], "2": ["dog"], "b/3": ["red fox"]}))
-    tags = Tags(tmp_path / "tags.json", CLASSES)
-    for name, path, expected in (("a/1", "x/a/1.jpg", 0), ("c/2", "c/2.png", 1), ("b/3", "b/3.png", 2)):
-        assert tags.of(Source(Path(path), name)).tolist() == [expected]
-    with pytest.raises(DataError, match="no tags"):
-        tags.of(Source(Path("b/1.png"), "b/1"))
