@@ -128,7 +128,7 @@ def labels_of(jobs: dict[tuple[str, str, str], SegmentJob], source: Source) -> d
     return {way: job.finish(loaded, output).labels for way, job in jobs.items()}
 
 
-def timed(data: Path, run: Path) -> dict[str, Any]:
+def timed(data: Path, run: Path, quick: bool = False) -> dict[str, Any]:
     """Seconds an image of every way over those of no switch, each by a job of its own, one image at a time."""
     images = [next(sources(path)) for path in open_dataset(data).val.paths[:TIMED_IMAGES]]
     jobs = {way: job for views in VIEWS for way, job in jobs_of(run, data / "tags.csv", views).items()}
@@ -138,7 +138,7 @@ def timed(data: Path, run: Path) -> dict[str, Any]:
         job.finish(loaded, job.run([loaded])[0])
 
     contestants = [Contestant(" ".join(filter(None, way)), partial(label, job)) for way, job in jobs.items()]
-    rows = compare("switches", run.name, contestants, inputs=len(images), quick=False, judge=None)
+    rows = compare("switches", run.name, contestants, inputs=len(images), quick=quick, judge=None)
     cost = {row.row: round(1 / row.ratio, 2) for row in rows}
     return {**facts(), "images": len(images), "seconds": round(rows[0].seconds.median, 4), "cost": cost}
 

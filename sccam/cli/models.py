@@ -84,7 +84,7 @@ def infer(
     tags: Annotated[
         str | None,
         typer.Option(
-            help="CSV or JSON of the images' tags, or predicted: by the run's classifier. No other class is drawn."
+            help="CSV or JSON of the images' tags; predicted: by the run's classifier, as pseudo-label has them."
         ),
     ] = None,
     save: Annotated[

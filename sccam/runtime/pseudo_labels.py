@@ -149,7 +149,7 @@ class PseudoLabelJob:
     def notes(self) -> list[str]:
         """For a person, before the work begins."""
         warning = [
-            "WARNING: no --tags given: labels are made for the tags that the classifier itself predicts, "
+            "WARNING: no tag file given: labels are made for the tags that the classifier itself predicts, "
             "and repeat its mistakes; for training labels give the true tags"
         ]
         lines = [self.cam_net.line(), self.affinity_net.line(), self.kernels.line()]

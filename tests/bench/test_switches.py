@@ -9,6 +9,7 @@ import pytest
 import switches
 
 from sccam.artifacts import write_text
+from sccam.bench import harness
 from sccam.data import open_dataset
 from sccam.data.masks import write_mask
 from sccam.runtime.folder import predict
@@ -51,7 +52,8 @@ def test_networks_that_run_once_give_the_labels_of_the_command(run, data):
             np.testing.assert_array_equal(labels, alone.labels)
 
 
-def test_every_way_is_counted_and_has_a_row(run, data):
+def test_every_way_is_counted_and_has_a_row(run, data, monkeypatch):
+    monkeypatch.setitem(harness.SHORTEST, "cpu", 0.0)
     counts = switches.of_run(open_dataset(data), run, data / "tags.csv")
     assert list(counts) == switches.ways() and len(counts) == 18
     pixels = [SIZES[n][0] * SIZES[n][1] for n in (2, 3)]
@@ -59,7 +61,7 @@ def test_every_way_is_counted_and_has_a_row(run, data):
     given = [of_images for way, of_images in counts.items() if way[2] == "--tags FILE"]
     assert not any(of_images[0, :, 1:3].any() for of_images in given)  # a cat or a dog where the fox is the only tag
     found = switches.measured(data, [run, run])
-    found["times"] = switches.timed(data, run)
+    found["times"] = switches.timed(data, run, quick=True)
     assert found["times"]["cost"][""] == 1.0 and len(found["times"]["cost"]) == 18
     lines = switches.table({"made": found}).splitlines()
     assert len(lines) == 2 + 18 and lines[0] == "| switches | made, 2 images, 2 runs | time, made |"

@@ -95,7 +95,7 @@ def test_without_tags_the_predicted_ones_are_used_and_every_output_says_so(run, 
         cli.main()
     assert not ended.value.code
     told = capsys.readouterr()
-    assert "WARNING: no --tags given" in told.err
+    assert "WARNING: no tag file given" in told.err
     assert json.loads((tmp_path / "out/infer.json").read_text())["tags"] == "predicted"
     assert json.loads((tmp_path / "out/summary.json").read_text())["tags"] == "predicted"
     for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines():
