@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ def difference(counts: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
 def difference_cell(found: Mapping[str, Any]) -> str:
     """A difference [points] as a cell has it: word, mean, and the ends of its interval."""
     return f"{WORDS[found['word']]} {found['mean']:+.1f}, {found['low']:+.1f} to {found['high']:+.1f}"
+
+
+def parser_of_runs(doc: str | None) -> argparse.ArgumentParser:
+    """For a script that measures finished runs of a set, one set after the other: name, data, runs, --table."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", help="of the set")
+    parser.add_argument("data", nargs="?", type=Path, help="its folder, with tags.csv and masks")
+    parser.add_argument("runs", nargs="*", type=Path, help="finished runs on it, one a seed, with their networks")
+    parser.add_argument("--table", action="store_true", help="only write the table anew")
+    return parser
 
 
 def replace_between(page: Path, begin: str, end: str, text: str) -> None:

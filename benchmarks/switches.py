@@ -11,7 +11,6 @@ the ways that share them.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 from functools import partial
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import difference, difference_cell, facts, miou_of_runs, replace_between
+from pages import difference, difference_cell, facts, miou_of_runs, parser_of_runs, replace_between
 from unseen import counted
 
 from sccam.artifacts import read_json, write_json
@@ -48,12 +47,8 @@ TIMED_IMAGES = 12
 
 def main() -> None:
     """Reads the arguments, labels or times, writes JSON and table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="of the set")
-    parser.add_argument("data", nargs="?", type=Path, help="its folder, with tags.csv and masks")
-    parser.add_argument("runs", nargs="*", type=Path, help="finished runs on it, one a seed, with their networks")
+    parser = parser_of_runs(__doc__)
     parser.add_argument("--times", action="store_true", help="how long each way takes, with the first run")
-    parser.add_argument("--table", action="store_true", help="only write the table anew")
     arguments = parser.parse_args()
     if not arguments.table:
         if not arguments.runs:

@@ -12,14 +12,13 @@ with given tags, and with those that the classifier predicts.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import difference, difference_cell, facts, miou_of_runs, replace_between
+from pages import difference, difference_cell, facts, miou_of_runs, parser_of_runs, replace_between
 
 from sccam.artifacts import RunFolder, read_json, write_json
 from sccam.data import open_dataset
@@ -40,11 +39,7 @@ PLAIN, WITH_CRF = "segmenter", "segmenter, CRF"
 
 def main() -> None:
     """Reads the arguments, labels, writes JSON and table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="of the set")
-    parser.add_argument("data", nargs="?", type=Path, help="its folder, with tags.csv and masks")
-    parser.add_argument("runs", nargs="*", type=Path, help="finished runs on it, one a seed, with their networks")
-    parser.add_argument("--table", action="store_true", help="only write the table anew")
+    parser = parser_of_runs(__doc__)
     arguments = parser.parse_args()
     if not arguments.table:
         if not arguments.runs:

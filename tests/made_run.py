@@ -12,6 +12,7 @@ from PIL import Image
 
 from sccam import config as toml
 from sccam.artifacts import RunFolder, write_json, write_text, write_weights
+from sccam.data.masks import write_mask
 from sccam.export.run import export_run
 from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.backbones import build_backbone
@@ -55,6 +56,26 @@ def make_run(path: Path, networks: Sequence[str] = ("cam_net", "affinity_net")) 
         folder.path, networks=networks, precisions=("fp32",), images=folder / "pictures", tell=lambda text: None
     )  # fmt: skip
     return folder.path
+
+
+def labelled(data: Path) -> None:
+    """A data set of the pictures: two to train on, two unseen, all with tags and masks of stripes."""
+    draw(data / "images")
+    for name, lines in {
+        "tags.csv": ["image,tags", "0.png,cat;red fox", "1.png,dog", "2.png,red fox", "3.png,cat;dog"],
+        "classes.txt": list(CLASSES), "train.txt": ["0", "1"], "val.txt": ["2", "3"],
+    }.items():  # fmt: skip
+        write_text(data / name, "\n".join(lines) + "\n")
+    (data / "masks").mkdir()
+    for n, size in enumerate(SIZES):
+        write_mask(data / "masks" / f"{n}.png", stripes(n, size))
+
+
+def stripes(n: int, size: tuple[int, int]) -> np.ndarray:
+    """The mask of picture n: a class above, background below."""
+    mask = np.zeros(size, np.uint8)
+    mask[: size[0] // 2] = 1 + n % len(CLASSES)
+    return mask
 
 
 def draw(folder: Path) -> None:

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 import switches
 
-from sccam.artifacts import write_text
 from sccam.bench import harness
 from sccam.data import open_dataset
-from sccam.data.masks import write_mask
 from sccam.runtime.folder import predict
 from sccam.runtime.jobs import open_job
 from sccam.runtime.segmenter import SegmentOptions, crf_of
 from sccam.runtime.sources import sources
-from tests.made_run import CLASSES, SIZES, draw, make_run
+from tests.made_run import SIZES, labelled, make_run
 
 pytestmark = pytest.mark.slow
 
@@ -28,17 +26,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    draw(folder / "images")
-    (folder / "masks").mkdir()
-    for name, lines in {
-        "tags.csv": ["image,tags", "0.png,cat;red fox", "1.png,dog", "2.png,red fox", "3.png,cat;dog"],
-        "classes.txt": list(CLASSES), "train.txt": ["0", "1"], "val.txt": ["2", "3"],
-    }.items():  # fmt: skip
-        write_text(folder / name, "\n".join(lines) + "\n")
-    for n, size in enumerate(SIZES):
-        write_mask(folder / "masks" / f"{n}.png", np.full(size, n % 4, np.uint8))
-    return folder
+    labelled(tmp_path / "data")
+    return tmp_path / "data"
 
 
 def test_networks_that_run_once_give_the_labels_of_the_command(run, data):

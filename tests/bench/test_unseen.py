@@ -8,36 +8,29 @@ import numpy as np
 import pytest
 import unseen
 
-from sccam.artifacts import RunFolder, write_text
+from sccam.artifacts import RunFolder
 from sccam.data import open_dataset
 from sccam.data.masks import write_mask
-from tests.made_run import CLASSES, SIZES, draw, make_run
+from tests.made_run import SIZES, labelled, make_run, stripes
 
 pytestmark = pytest.mark.slow
 
 
 def test_every_way_is_scored_on_its_own_images(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    draw(data / "images")
+    labelled(data)
     run = RunFolder(make_run(tmp_path / "run"))
-    for name, lines in {
-        "tags.csv": ["image,tags", "0.png,cat;red fox", "1.png,dog", "2.png,red fox", "3.png,cat;dog"],
-        "classes.txt": list(CLASSES), "train.txt": ["0", "1"], "val.txt": ["2", "3"],
-    }.items():  # fmt: skip
-        write_text(data / name, "\n".join(lines) + "\n")
     for n, size in enumerate(SIZES):
-        mask = np.zeros(size, np.uint8)
-        mask[: size[0] // 2] = 1 + n % 3
-        (data / "masks").mkdir(exist_ok=True)
-        write_mask(data / "masks" / f"{n}.png", mask)
-        if n < 2:
-            run.pseudo_label(str(n)).parent.mkdir(parents=True, exist_ok=True)
-            write_mask(run.pseudo_label(str(n)), mask)
-            continue
-        for crf in (False, True):
-            path = run.prediction("val", str(n), crf=crf)
+        mask = stripes(n, size)
+        of_mask = {run.pseudo_label(str(n)): mask}
+        if n > 1:
+            of_mask = {
+                run.prediction("val", str(n)): np.zeros_like(mask),
+                run.prediction("val", str(n), crf=True): mask,
+            }
+        for path, content in of_mask.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_mask(path, mask if crf else np.zeros_like(mask))
+            write_mask(path, content)
     dataset = open_dataset(data)
     found = unseen.measured(data, [run.path, run.path])
     rows = {row["way"]: row for row in found["rows"]}
