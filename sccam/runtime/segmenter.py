@@ -31,7 +31,7 @@ from sccam.stages.crf import PRESETS, CrfConfig
 from sccam.structures import ByteArray, FloatArray
 
 PAD_MULTIPLE = 32  # [px], where a manifest names none
-CLASSIFIED_SIDE = 640  # [px] at most of what the classifier sees: the largest views that classifiers learn from
+CLASSIFIED_SIDE = 640  # [px] at most of what the classifier sees: the long side at which `photos` makes its maps
 PROBABILITY_FLOOR = 1e-12  # keeps the logarithm finite
 
 

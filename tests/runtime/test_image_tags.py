@@ -83,7 +83,7 @@ def test_predicted_classes_count_as_much_as_they_are_likely(images):
     assert labels_of(job(classifier=scores_of(-30, 30)), images) == {name: {0, 2} for name in "0123"}
 
 
-def test_the_classifier_sees_the_whole_image_once_no_larger_than_it_learned(images, tmp_path):
+def test_the_classifier_sees_the_whole_image_once_and_large_ones_made_smaller(images, tmp_path):
     seen = []
 
     def classifier(images: np.ndarray) -> dict[str, np.ndarray]:
