@@ -102,7 +102,7 @@ def open_network(
             fix="; ".join(f"{known} runs *{suffix}" for known, suffix in BACKENDS.items()),
         )
     if not path.is_file():
-        raise ModelFileError("no such file", where=path, fix="give a run folder or a model file")
+        raise ModelFileError("no such file", where=path, fix=_how_to_make(Path(model), path))
     if name == "torch":
         from sccam.nets.compute import Compute
         from sccam.nets.saved import load_network
@@ -142,6 +142,16 @@ def _file_of(model: Path, kind: str, backend: str) -> Path:
     if backend == "onnxruntime" or (backend == "auto" and here):
         return exported
     return RunFolder(model).weights(kind)
+
+
+def _how_to_make(model: Path, path: Path) -> str:
+    """What leads to a network's file that is not there."""
+    if not (model / "run.json").is_file():
+        return "give a run folder or a model file"
+    if path.suffix == BACKENDS["torch"]:
+        return f"finish the run with: sccam train ... --out {model} --resume"
+    engine = " --engine" if path.suffix == BACKENDS["tensorrt"] else ""
+    return f"export it: sccam export {model} --network {path.stem}{engine}"
 
 
 def _require(kind: str, manifest: Manifest, path: Path) -> None:

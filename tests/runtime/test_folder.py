@@ -20,9 +20,17 @@ from PIL import Image
 
 import sccam
 from sccam import cli
-from sccam.artifacts import read_arrays
+from sccam.artifacts import read_arrays, write_json
 from sccam.data.masks import read_mask, write_mask
-from sccam.errors import ConfigError, ImageError, NumericError, ResourceError, RunFolderError, ShapeError
+from sccam.errors import (
+    ConfigError,
+    ImageError,
+    ModelFileError,
+    NumericError,
+    ResourceError,
+    RunFolderError,
+    ShapeError,
+)
 from sccam.runtime import folder as folder_module
 from sccam.runtime import pipeline
 from sccam.runtime.folder import checked_saves, predict, predict_to
@@ -466,6 +474,28 @@ def test_a_gpu_that_is_asked_for_and_does_not_work_is_an_error_unless_the_cpu_is
     assert done.returncode == 0 and "by onnxruntime on cpu" in done.stderr
     with pytest.raises(ConfigError, match="no device"):
         open_network(model, "segmenter", device="tpu")
+
+
+@pytest.mark.parametrize(
+    ("backend", "file", "fix"),
+    [
+        ("auto", "segmenter.safetensors", "sccam train ... --out RUN --resume"),
+        ("torch", "segmenter.safetensors", "sccam train ... --out RUN --resume"),
+        ("onnxruntime", "export/segmenter.onnx", "sccam export RUN --network segmenter"),
+        ("tensorrt", "export/segmenter.engine", "sccam export RUN --network segmenter --engine"),
+    ],
+)
+def test_a_network_that_a_run_does_not_have_is_named_with_what_makes_it(tmp_path, backend, file, fix):
+    write_json(tmp_path / "run.json", {"schema": 1, "status": "killed"})
+    with pytest.raises(ModelFileError) as error:
+        open_network(tmp_path, "segmenter", backend)
+    assert error.value.where == str(tmp_path / file)
+    assert str(error.value.fix).endswith(fix.replace("RUN", str(tmp_path)))
+
+
+def test_a_folder_that_is_no_run_is_not_called_one(tmp_path):
+    with pytest.raises(ModelFileError, match="give a run folder"):
+        open_network(tmp_path, "segmenter")
 
 
 def test_running_an_onnx_file_loads_no_torch(model, images, tmp_path):
