@@ -4,10 +4,10 @@
 
 Source: Chang et al., CVPR 2020 §4.1 ("common practice": random walk, then dense CRF); no code or numbers of it are
 published. The CRF runs on background + present classes.
-Differs: gamma sharpens. 256 steps of averaging leave scores so close to each other that the CRF's pairwise terms
-overrule them and small objects vanish; with gamma = 1 it sees what the walk gives, as psa's users feed it. And a pixel
-whose best posterior stays below `confidence` becomes 255, so that the segmenter need not learn it; 0 keeps every
-pixel, as psa's label files do.
+Differs: gamma can sharpen. With 1, the default, the CRF sees what the walk gives, as psa's users feed it; one walk of
+256 steps leaves scores so close to each other that the CRF's pairwise terms overrule them and small objects vanish. And
+a pixel whose best posterior stays below `confidence` becomes 255, so that the segmenter need not learn it; 0 keeps
+every pixel, as psa's label files do.
 
     symbol   name here         shape
     s        scores            [P+1 H W], background first
