@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from sccam.ranks import Ranks, place
 from sccam.stages.affinity import pair_counts, pair_loss
 from sccam.stages.affinity_labels import neighbour_offsets
 from sccam.stages.segment import labelled_cells, segmentation_loss
+from sccam.training.sharing import stage_files
 from tests.test_run import OVERRIDES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,33 +133,56 @@ def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-LEARNED_FROM: dict[str, tuple[str, ...]] = {
-    **{f"round{r}/cam_net.safetensors": () for r in range(4)},
-    "affinity_net.safetensors": ("affinity_labels",),
-    "segmenter.safetensors": ("pseudo_labels",),
-    "self_trained/segmenter.safetensors": ("pseudo_labels", "self_labels"),
-}
-"""The labels on which each network depends, beside the tags."""
+NETWORKS = [
+    *(f"round{r}/cam_net.safetensors" for r in range(4)), "affinity_net.safetensors", "segmenter.safetensors",
+    "self_trained/segmenter.safetensors",
+]  # fmt: skip
+LABELS = {"affinity/labels": "affinity_labels", "pseudo_labels": "pseudo_labels", "segment/relabel": "self_labels"}
+"""Stage -> folder of the labels that the next network learns from."""
 
 
-def apart(one: Path, other: Path) -> dict[str, float]:
-    """What differs between two runs by more than roundings, and how much.
+def apart(one: Path, other: Path, again: Callable[[], Started]) -> dict[str, float]:
+    """What differs between two runs by more than roundings, and how much: nothing of a network by more than 1e-5 (a
+    step that is lost: 2e-3 or more), no more than one pixel in a thousand of the labels.
 
     A rounding is one of half precision once maps lie in their files, and may then decide a pixel that two labels suit
-    alike. So one pixel in a thousand may have another label, and a network that learned from such labels may be 1e-4
-    away (two pixels moved one by 3e-5; a step that is lost, by 2e-3 or more); any other, 1e-5.
+    alike. A network that learned from other labels says nothing about how it was trained, so the second run is then
+    given the labels of the first, and goes on from there.
+
+    Args:
+        again: resumes the second run as it was trained.
     """
-    labels = {
-        folder: moved(one / folder, other / folder) for folder in ("affinity_labels", "pseudo_labels", "self_labels")
-    }
-    found = {folder: share for folder, share in labels.items() if share > 1e-3}
-    for name, folders in LEARNED_FROM.items():
+    found = {}
+    for stage, folder in LABELS.items():
+        share = moved(one / folder, other / folder)
+        if share > 1e-3:
+            found[folder] = share
+        elif share:
+            return_to(other, stage)
+            shutil.copytree(one / folder, other / folder, dirs_exist_ok=True)
+            for code, told in again().ended():
+                assert code == 0, told
+    for name in NETWORKS:
         first, second = read_tensors(one / name), read_tensors(other / name)
         assert first.keys() == second.keys()
         furthest = float(torch.stack([(first[key] - second[key]).abs().max().double() for key in first]).max())
-        if not furthest <= (1e-4 if any(labels[folder] for folder in folders) else 1e-5):  # NaN is apart, too
+        if not furthest <= 1e-5:  # NaN is apart, too
             found[name] = furthest
     return found
+
+
+def return_to(path: Path, stage: str) -> None:
+    """Takes back what a finished run did after `stage`."""
+    run = RunFolder(path)
+    finished = run.state()["finished"]
+    kept = list(finished)[: list(finished).index(stage) + 1]
+    for later in finished.keys() - set(kept) - {"segment/predict", "scores"}:
+        for pattern in stage_files(later):
+            for file in filter(Path.is_file, path.glob(pattern)):
+                file.unlink()
+    for folder in path.glob("predictions*"):
+        shutil.rmtree(folder)
+    run.update(finished={name: finished[name] for name in kept})
 
 
 def moved(one: Path, other: Path) -> float:
@@ -173,18 +198,19 @@ def moved(one: Path, other: Path) -> float:
 def test_processes_and_parts_give_the_weights_of_one_process_that_sees_the_whole_batch(
     count, parts, start, alone, tmp_path
 ):
-    for code, told in start(tmp_path / "run", count, "--set", f"run.parts={parts}").ended():
+    out, settings = tmp_path / "run", ("--set", f"run.parts={parts}")
+    for code, told in start(out, count, *settings).ended():
         assert code == 0 and "Warning" not in told, told
-    assert not apart(alone, tmp_path / "run")
-    assert len(list((tmp_path / "run").rglob("*.png"))) == len(list(alone.rglob("*.png")))
-    assert not list((tmp_path / "run").rglob("*.checkpoint.*"))
-    losses = [record["loss"] for record in lines(tmp_path / "run/metrics.jsonl") if "loss" in record]
-    expected = [record["loss"] for record in lines(alone / "metrics.jsonl") if "loss" in record]
-    assert losses == pytest.approx(expected, rel=1e-4)
+    assert not apart(alone, out, lambda: start(out, count, *settings, "--resume"))
+    assert len(list(out.rglob("*.png"))) == len(list(alone.rglob("*.png")))
+    assert not list(out.rglob("*.checkpoint.*"))
+    assert losses(out) == pytest.approx(losses(alone), rel=1e-4)
 
 
-def lines(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def losses(run: Path) -> dict[tuple[str, int], float]:
+    """Stage and epoch -> loss; of an epoch that was done twice, the last."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {(record["stage"], record["epoch"]): record["loss"] for record in records if "loss" in record}
 
 
 @pytest.mark.slow
@@ -199,7 +225,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(before, after, s
     assert read_json(out / "run.json")["status"] == "interrupted"
     for code, told in start(out, after, "--resume").ended():
         assert code == 0, told
-    assert not apart(alone, out)
+    assert not apart(alone, out, lambda: start(out, after, "--resume"))
 
 
 def until(condition: Callable[[], object], started: Started) -> None:
