@@ -41,10 +41,11 @@ BEGIN, END = "<!-- accuracy tables: begin -->", "<!-- accuracy tables: end -->"
 SUMMARY = ("photographs", "<!-- photographs table: begin -->", "<!-- photographs table: end -->")
 SHOWN = {  # rows of README's table
     "published": "the paper's settings and its rounds, K = 10",
+    "published-large-rate": "the same, an affinity network at four times the rate",
     "k-3-whole": "our first settings, three rounds, K = 3",
     "no-rounds": "our first settings, no rounds, 12 epochs",
     "three-lengths": "no rounds, 48 epochs, mean of three walks, balanced segmenter",
-    "shipped": "**`-c photos`**: the same, an affinity network at four times the rate, scores not sharpened",
+    "shipped": "**`-c photos`**: the row above, an affinity network at four times the rate, scores not sharpened",
 }
 COLUMNS = {  # of the tables: (stage, column, split) of a row
     "maps": ("maps", "image_only", "train"),
@@ -210,11 +211,13 @@ def goal_table(found: dict[str, Any]) -> str:
             what = f"segmenter on unseen images, {words}, over pseudo labels of training images (`shipped`)"
             gain = shipped[stage]["mean"] - labels
             lines.append((what, f"{gain:+.1f}", "at least 0", gain >= 0))
-    change = difference("shipped", "published", "segmenter")
-    if change:
+    for published in [theirs for ours, theirs in pairs if ours == "shipped" and theirs.startswith("published")]:
+        change = difference("shipped", published, "segmenter")
+        if not change:
+            continue  # nothing measured yet
         times = read_json(TIMES) if TIMES.exists() else {"ratio": None}
         ratio = times["ratio"]
-        what = "segmenter of the default configuration over that of the paper's numbers, unseen images"
+        what = f"segmenter of the default configuration over that of the paper's numbers (`{published}`), unseen images"
         met = change["mean"] >= 5 and ratio is not None and ratio <= 1.0
         each = " and ".join(f"{pair:.2f}" for pair in times.get("ratios", []))
         time = "time not measured" if ratio is None else f"in {ratio:.2f} of its time{each and f' ({each})'}"

@@ -105,7 +105,9 @@ def test_goals_are_met_or_missed_by_the_figures_alone(accuracy):
         "references": [{"name": "supervised segmenter+crf", "split": "val", "mean": 76.0}],
         "pairs": [pair("k-1", "all-updates", "maps", "image_only", 3.0, 1.0, 6.0),  # a control: no goal is its
                   pair("k-3-three-rounds", "all-updates", "maps", "image_only", 3.0, -0.1, 6.0),
-                  pair("shipped", "published", "segmenter", "labels", 6.0, 4.0, 8.0)],
+                  pair("published-again", "published", "segmenter", "labels", 7.0, 4.0, 8.0),  # of no concern
+                  pair("shipped", "published", "segmenter", "labels", 6.0, 4.0, 8.0),
+                  pair("shipped", "published-again", "segmenter", "labels", 4.0, 3.0, 5.0)],
     }  # fmt: skip
     assert "time not measured | +5 in at most its time | **missed** |" in accuracy.goal_table(found)
     write_json(accuracy.TIMES, {"ratio": 0.8, "ratios": [0.7, 0.9]})
@@ -113,7 +115,7 @@ def test_goals_are_met_or_missed_by_the_figures_alone(accuracy):
     told = {line.split(" | ")[0].strip("| "): line for line in lines}
     assert [line.rstrip(" |").rpartition("| ")[2] for line in lines] == [
         "**missed**",  # its interval reaches below 0
-        "met", "**missed**", "met", "met", "met", "**missed**",
+        "met", "**missed**", "met", "met", "**missed**", "met", "**missed**",
     ]  # fmt: skip
     assert "+13.0, 50 % of the way to the ceiling's 76.0" in told["walked maps over maps (`shipped`)"]
     assert "+6.0 (+4.0 to +8.0), in 0.80 of its time (0.70 and 0.90)" in "".join(lines) and "99" not in "".join(lines)
