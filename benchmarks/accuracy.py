@@ -211,11 +211,11 @@ def goal_table(found: dict[str, Any]) -> str:
             what = f"segmenter on unseen images, {words}, over pseudo labels of training images (`shipped`)"
             gain = shipped[stage]["mean"] - labels
             lines.append((what, f"{gain:+.1f}", "at least 0", gain >= 0))
+    times = read_json(TIMES) if TIMES.exists() else {"ratio": None}
     for published in [theirs for ours, theirs in pairs if ours == "shipped" and theirs.startswith("published")]:
         change = difference("shipped", published, "segmenter")
         if not change:
             continue  # nothing measured yet
-        times = read_json(TIMES) if TIMES.exists() else {"ratio": None}
         ratio = times["ratio"]
         what = f"segmenter of the default configuration over that of the paper's numbers (`{published}`), unseen images"
         met = change["mean"] >= 5 and ratio is not None and ratio <= 1.0
