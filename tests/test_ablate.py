@@ -271,7 +271,7 @@ def test_a_variant_that_fails_is_an_error_and_the_others_go_on(plan, tmp_path, m
 
     monkeypatch.setattr(module, "train", failing)
     few = {name: plan.variants[name] for name in ("plain", "three", "two")}
-    plan = dataclasses.replace(plan, seeds=(0,), variants=few, ceiling=True)
+    plan = dataclasses.replace(plan, seeds=(0,), variants=few, ceiling="two")
     result = ablate(plan, tmp_path / "out")
     references = {(row["name"], row["split"]): row["mean"] for row in result["references"]}
     assert ("supervised segmenter", "val") in references and 0 < references["all background", "train"] < 50
@@ -279,8 +279,8 @@ def test_a_variant_that_fails_is_an_error_and_the_others_go_on(plan, tmp_path, m
     assert list(result["errors"]) == ["three, seed 0"] and "nan" in result["errors"]["three, seed 0"]
     assert result["variants"]["three"]["rows"] == [] and result["variants"]["two"]["rows"]
 
-    other = {"plain": (*few["plain"], "segment.epochs=2")}  # which is that of the ceiling, too
-    (run_folder(tmp_path / "out", "plain", 0) / "config.toml").unlink()
+    other = {**few, "two": (*few["two"], "segment.epochs=2")}  # whose segmenter is the ceiling's
+    (run_folder(tmp_path / "out", "two", 0) / "config.toml").unlink()
     with pytest.raises(RunFolderError, match="supervised had other settings"):
         ablate(dataclasses.replace(plan, variants=other), tmp_path / "out")
 
@@ -299,6 +299,8 @@ def test_a_file_is_read_with_its_data_beside_it(tmp_path):
     assert plan == Ablation(tmp_path / "photos", "demo", (3, 1), "plain", {"plain": ("classify.rounds=0",), "full": ()})
     assert read_ablation(tmp_path / "a.toml", tmp_path / "other").data == tmp_path / "other"
     assert read_ablation(tmp_path / "a.toml", first_seeds=1).seeds == (3,)
+    assert read_ablation(write(tmp_path / "b.toml", "ceiling = true\n" + text)).ceiling == "plain"
+    assert read_ablation(write(tmp_path / "b.toml", "ceiling = 'full'\n" + text)).ceiling == "full"
     assert plan.settings("plain", 3).run.seed == 3 and plan.settings("plain", 3).classify.rounds == 0
 
 
@@ -316,6 +318,8 @@ def test_a_file_is_read_with_its_data_beside_it(tmp_path):
         ("data = 'd'\nbaseline = 'plan'\n[variants]\nplain = []", "no variant 'plan'"),
         ("data = 'd'\npairs = [['a']]\n[variants]\na = []", "pairs must be lists of two"),
         ("data = 'd'\npairs = [['plan', 'plain']]\n[variants]\nplain = []", "no variant 'plan', which pairs"),
+        ("data = 'd'\nceiling = 1\n[variants]\na = []", "ceiling must be true, false or the name"),
+        ("data = 'd'\nceiling = 'plan'\n[variants]\nplain = []", "no variant 'plan', which ceiling names"),
         ("data = 'd'\n[variants]\na = ['cluster.kk=3']", "kk"),
         ("data = 'd'\n[variants]\na = ['cluster.k=0']", "cluster.k"),
         ("data = 'd'\nconfig = 'none-such'\n[variants]\na = []", "no configuration"),

@@ -4,7 +4,7 @@
     config = "photos"                    # what every variant starts from: a built-in name or a TOML file
     seeds = [0, 1, 2, 3, 4]
     baseline = "plain"                   # what the others are compared with
-    ceiling = true                       # also the baseline's segmenter, trained on true masks
+    ceiling = "plain"                    # this variant's segmenter, trained on true masks; true takes the baseline's
 
     [variants]
     plain = ["classify.rounds=0", "classify.epochs=[48]"]

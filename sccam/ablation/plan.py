@@ -25,7 +25,7 @@ class Ablation:
     seeds: tuple[int, ...]
     baseline: str
     variants: dict[str, tuple[str, ...]]  # name -> settings as "table.name=value"
-    ceiling: bool = False
+    ceiling: str = ""  # the variant whose segmenter is trained on true masks, too; none without
     pairs: tuple[tuple[str, str], ...] = ()  # variant and another one, which is compared with it beside the baseline
 
     def settings(self, variant: str, seed: int) -> RunConfig:
@@ -73,8 +73,12 @@ def read_ablation(path: Path | str, folder: Path | None = None, *, first_seeds: 
     if baseline not in variants:
         raise ConfigError(f"no variant {baseline!r}", where=path, why=nearest(str(baseline), variants))
     ceiling = content.get("ceiling", False)
-    if not isinstance(ceiling, bool):
-        raise ConfigError("ceiling must be true or false", where=path)
+    if isinstance(ceiling, bool):
+        ceiling = baseline if ceiling else ""
+    if not isinstance(ceiling, str):
+        raise ConfigError("ceiling must be true, false or the name of a variant", where=path)
+    if ceiling and ceiling not in variants:
+        raise ConfigError(f"no variant {ceiling!r}, which ceiling names", where=path, why=nearest(ceiling, variants))
     pairs = content.get("pairs", [])
     if not (isinstance(pairs, list) and all(_is_list_of(pair, str) and len(pair) == 2 for pair in pairs)):
         raise ConfigError("pairs must be lists of two variants", where=path, fix='pairs = [["ten-clusters", "plain"]]')

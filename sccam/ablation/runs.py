@@ -92,7 +92,7 @@ def _train_seed(
             count_run(plan, out, variant, seed, worker_count(workers))
     if plan.ceiling:
         free = [f"run.workers={workers}", "segment.initialise=pretrained"]  # there is no classifier to begin with
-        settings = toml.override(plan.settings(plan.baseline, seed), free)
+        settings = toml.override(plan.settings(plan.ceiling, seed), free)
         place = run_folder(out, CEILING, seed)
         _check_unchanged(place, settings, CEILING)
         watching = Silent() if reporter_of is None else reporter_of(f"{CEILING}, seed {seed}")
