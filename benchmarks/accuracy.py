@@ -281,11 +281,12 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 def reference_table(rows: list[dict[str, Any]]) -> str:
     """What needs no method, and the ceiling."""
-    lines = ["| reference | images | tags given | mIoU |", "| --- | --- | --- | --- |"]
+    lines = ["| reference | images | tags given | seeds | mIoU |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         deviation = row.get("deviation")
         value = f"{row['mean']:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
-        lines.append(f"| {row['name']} | {row['split']} | {'yes' if row['tags_used'] else 'no'} | {value} |")
+        seeds = len(row["values"]) if "values" in row else ""
+        lines.append(f"| {row['name']} | {row['split']} | {'yes' if row['tags_used'] else 'no'} | {seeds} | {value} |")
     return "\n".join(lines)
 
 

@@ -67,7 +67,7 @@ def test_every_figure_of_a_set_is_on_the_page(accuracy, monkeypatch, tmp_path):
     readme = accuracy.README.read_text()
     assert readme.startswith("first\n") and readme.endswith("last\n") and "no rounds, 12 epochs" in readme
     assert "| 61.0 ± 1.2 |" in readme and "48 epochs" not in readme  # a variant that is not there
-    assert "| all background | val | no | 4.5 |" in page
+    assert "| all background | val | no |  | 4.5 |" in page
     assert "| `lever` | 0 |  |  | 0.80 | 0.70 | 0.10 |" in page
     assert "| `lever` | 1 | 0.91 | 0.95 | 0.70 | 0.80 | 0.05 |" in page
     assert "- `lever`: `cluster.k=3`" in page and "- `plain`: as the configuration has them" in page
