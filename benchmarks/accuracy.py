@@ -42,12 +42,11 @@ SUMMARY = ("photographs", "<!-- photographs table: begin -->", "<!-- photographs
 SHOWN = {  # rows of README's table
     "published": "the paper's settings and its rounds, K = 10",
     "published-large-rate": "the same, an affinity network at four times the rate",
-    "published-our-rates": "the row above, the segmenter's learning rates of `-c photos`",
     "k-3-whole": "our first settings, three rounds, K = 3",
     "no-rounds": "our first settings, no rounds, 12 epochs",
     "three-lengths": "no rounds, 48 epochs, mean of three walks, balanced segmenter",
     "fast-heads": "the row above, an affinity network at four times the rate, scores not sharpened",
-    "shipped": "**`-c photos`**: the row above, a segmenter with one learning rate, one scale and more epochs",
+    "shipped": "**`-c photos`**: the row above, a segmenter with heads at its trunk's rate, one scale, more epochs",
 }
 COLUMNS = {  # of the tables: (stage, column, split) of a row
     "maps": ("maps", "image_only", "train"),
@@ -172,7 +171,8 @@ def summary(found: dict[str, Any]) -> str:
     unseen = {row["name"]: row for row in found["references"] if row["split"] == "val"}
     ceiling = [unseen.get(f"supervised {stage}") for stage in ("segmenter", "segmenter+crf")]
     if all(ceiling):
-        lines.append(f"| trained on true masks | | | | | {' | '.join(_cell(row) for row in ceiling)} |")
+        seeds = len(ceiling[0].get("values", []))
+        lines.append(f"| trained on true masks | {seeds} | | | | {' | '.join(_cell(row) for row in ceiling)} |")
     return "\n".join(lines)
 
 
