@@ -110,8 +110,10 @@ class Pyramid(nn.Module):
         kernels = torch.stack([conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for conv in convs])
         products = F.conv2d(x, kernels.flatten(0, 1)[..., None, None]).flatten(2).unflatten(1, (len(convs), -1))
         grid = x.shape[-2:]
-        bias = torch.stack([conv.bias for conv in convs if conv.bias is not None]).sum(0)
-        total = bias[:, None, None].expand(x.shape[0], -1, *grid)
+        first, *others = [conv.bias for conv in convs if conv.bias is not None]
+        for bias in others:  # one by one: gradients of a stack's sum share their memory, and add up in each other
+            first = first + bias
+        total = first[:, None, None].expand(x.shape[0], -1, *grid)
         for index, rate in enumerate(self.rates):
             total = total + F.fold(products[:, index], grid, kernel_size=3, dilation=rate, padding=rate)
         return total

@@ -136,7 +136,13 @@ def test_a_compiled_row_is_there_where_the_compiler_works(options, small_steps, 
 
 def test_a_loss_that_is_not_a_number_is_wrong():
     assert training.loss_gap([1.0, float("nan")], [1.0, 1.0]) == np.inf
-    assert training.loss_gap([1.0, 3.0], [1.0, 2.0]) == 0.5
+    assert training.loss_gap([float("nan"), 2.0], [1.0, 2.0]) == np.inf
+
+
+def test_a_second_loss_is_held_against_how_far_the_step_moved_it():
+    assert training.loss_gap([4.0, 1.5], [4.0, 2.0]) == 0.25
+    assert training.loss_gap([4.0, 4.0], [4.0, 2.0]) == 1.0  # of a step that moved nothing
+    assert training.loss_gap([5.0, 2.0], [4.0, 2.0]) == 0.25
 
 
 # Scaling

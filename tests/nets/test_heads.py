@@ -121,6 +121,21 @@ def test_the_pyramid_is_the_sum_of_its_dilated_convolutions(tolerance):
         torch.testing.assert_close(pyramid(x), expected, atol=10 * rounding, rtol=rounding)  # sums of 135 products
 
 
+def test_gradients_of_a_batch_in_parts_add_up_to_those_of_the_whole(tolerance):
+    torch.manual_seed(0)
+    pyramid, x = Pyramid(5, 4, (1, 2, 3)), torch.randn(4, 5, 6, 7)
+
+    def gradients(parts: int) -> list[Tensor]:
+        pyramid.zero_grad(set_to_none=True)
+        for part in x.chunk(parts):
+            pyramid(part).square().sum().backward()
+        return [parameter.grad.clone() for parameter in pyramid.parameters() if parameter.grad is not None]
+
+    assert len(gradients(1)) == 6
+    for whole, summed in zip(gradients(1), gradients(4), strict=True):
+        torch.testing.assert_close(summed, whole, atol=0, rtol=100 * tolerance["float32"])
+
+
 def test_the_last_of_the_scales_is_the_largest_logit_anywhere(images):
     net = DeepLab(TinyBackbone(), labels=6).eval()
     *each, best = net.multi_scale(images)
