@@ -238,5 +238,6 @@ def loss_gap(found: Sequence[float], expected: Sequence[float]) -> float:
     """The larger of two differences: of the first loss, as a share of it, and of the second one on the same batch, as a
     share of how far the step moved it. The second tells of the gradients and of the optimiser, whatever its rate."""
     (first, second), (start, end) = found, expected
-    gaps = [abs(first - start) / abs(start), abs(second - end) / max(abs(end - start), np.finfo(np.float32).tiny)]
+    moved = max(abs(end - start), 1e-12)  # a step that moves nothing is no baseline: then any difference is too much
+    gaps = [abs(first - start) / abs(start), abs(second - end) / moved]
     return float(np.nan_to_num(gaps, nan=np.inf).max())
