@@ -32,8 +32,10 @@ from sccam import cli
 from sccam.artifacts import RunFolder, read_arrays, read_json, read_weights_with_manifest, sha256
 from sccam.data import open_dataset
 from sccam.data.examples import example_rows
+from sccam.data.images import read_image
 from sccam.data.masks import read_mask
 from sccam.data.sample import draw_sample
+from sccam.data.transforms import resize
 from sccam.errors import DataError, Interrupted, MaskError, RunFolderError
 from sccam.measure import ids_checksum
 from sccam.origin import device_name
@@ -41,9 +43,10 @@ from sccam.recipe import load_config
 from sccam.report.overview import GAP, TILE
 from sccam.run import plan, train
 from sccam.runtime.backends import Backends
+from sccam.stages.threshold import colour_contrast
 from sccam.stop import StopRequest
 from sccam.structures import Dataset, TaggedImages
-from sccam.training import Silent, context
+from sccam.training import Silent, context, prototypes
 from sccam.training.segmenter import SHOWN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +99,7 @@ WEIGHTS = [
     "segmenter.safetensors",
 ]
 READING = "reading the folder"  # before the first stage; the sizes of masks are compared with those of images
+ROUNDED_MAPS = 2e-2  # stored maps have half precision: of these few pixels, some cross the threshold
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:torch")]
@@ -343,6 +347,8 @@ LEVERS = [
     "classify.freeze=4",
     "reactivate.epochs=1",
     "prototypes.k=2",
+    "prototypes.margin=10.0",
+    "prototypes.subtract=[0.0, 1.0]",
     "affinity.source=boundary",
     "walk.rule=contrast",
     "segment.average=0.9",
@@ -372,6 +378,42 @@ def test_rounds_follow_the_last_one_and_their_maps_become_the_labels(levered, da
         for r in (2, 3)
     )
     assert not all(np.array_equal(a, b) for a, b in zip(first, last, strict=True))
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_the_last_round_has_the_maps_that_tell_colours_apart_best(levered, dataset, tmp_path, monkeypatch, best):
+    """The classifier's own, here those of the reactivated one, or prototypes less one of the shares of the context."""
+    before, own = read_weights_with_manifest(levered.folder / "round2/cam_net.safetensors")
+    assert own.made_from["maps"] == "reactivated"
+    watcher, contrasts = Watcher(stages=["round3/classify"]), [0.1, 0.1, 0.1]
+    contrasts[best] = 0.2
+    monkeypatch.setattr(prototypes, "_contrasts", lambda run, net, weights: contrasts)
+    with RunFolder(tmp_path / "run") as folder:
+        shutil.copytree(levered.folder / "round2", folder / "round2")
+        prototypes.find_prototypes(
+            context.RunContext(dataset, load_config("photos", LEVERS), folder, watcher, StopRequest()), 3
+        )
+        after, found = read_weights_with_manifest(folder / "round3/cam_net.safetensors")
+    assert found.made_from["maps"] == ("reactivated" if best == 0 else "prototypes")
+    assert found.made_from["subtract"] == [None, 0.0, 1.0][best]
+    assert found.made_from["contrasts"] == contrasts
+    same = [name for name in before if torch.equal(before[name], after[name])]
+    assert set(before) - set(same) == (set() if best == 0 else {"second.weight"})
+    assert f"maps: {['the classifier', 'prototypes less 0', 'prototypes less 1'][best]}" in watcher.messages[-1]
+
+
+def test_maps_are_compared_as_they_will_be_made(levered, dataset):
+    """Contrasts of the last round's choice, from the maps that were then stored."""
+    _, found = read_weights_with_manifest(levered.folder / "round3/cam_net.safetensors")
+    contrasts, subtract = found.made_from["contrasts"], found.made_from["subtract"]
+    assert len(contrasts) == 3
+    assert subtract == [None, 0.0, 1.0][int(np.argmax(contrasts))]
+    pairs = []
+    for path, id in zip(dataset.train.paths, dataset.train.ids, strict=True):
+        highest = read_arrays(levered.folder / f"round3/activation_maps/{id}.npz")["scores"].max(axis=0)
+        pairs.append((highest, resize(read_image(path), (highest.shape[0], highest.shape[1]))))
+    chosen = colour_contrast(pairs, load_config("photos", LEVERS).threshold)
+    assert chosen == pytest.approx(max(contrasts), rel=ROUNDED_MAPS)
 
 
 def test_levels_of_the_classifiers_that_are_frozen_learn_in_the_other_networks(levered):

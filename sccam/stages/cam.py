@@ -101,17 +101,34 @@ def activation_map(
         multiple: the network's stride, to which view sides are rounded.
         merge: how views become maps; by default the form above, the paper's.
     """
-    height, width = image.shape[:2]
-    grid = (-(-height // config.grid_stride), -(-width // config.grid_stride))
     if len(classes) == 0:  # an image without tags has no map
-        return ActivationMap(np.zeros((0, *grid), np.float32), classes)
+        return ActivationMap(np.zeros((0, *map_grid(image, config)), np.float32), classes)
+    return ActivationMap(merged_views(image, classes, score_views, config, multiple=multiple, merge=merge), classes)
+
+
+def map_grid(image: ByteArray, config: CamConfig) -> tuple[int, int]:
+    """(h, w) of the map of an image u8 [H W 3]."""
+    return -(-image.shape[0] // config.grid_stride), -(-image.shape[1] // config.grid_stride)
+
+
+def merged_views(
+    image: ByteArray,
+    classes: IntArray,
+    score_views: ScoreViews,
+    config: CamConfig,
+    *,
+    multiple: int,
+    merge: MergeMaps = merge_maps,
+) -> FloatArray:
+    """What `activation_map` wraps: [P h w], P being what `score_views` gives, which may be several maps a class."""
+    height, width = image.shape[:2]
     scores = []
     for scale in config.scales:
         factor = scale * config.enlargement((height, width))
         view = resize(image, view_size((height, width), factor, multiple if config.round_sizes else 1))
         views = np.stack([view, view[:, ::-1]]) if config.flip else view[None]
         scores.append(score_views(views, classes).float().cpu().numpy())
-    return ActivationMap(merge(scores, grid, flip=config.flip), classes)
+    return merge(scores, map_grid(image, config), flip=config.flip)
 
 
 def view_size(size: tuple[int, int], scale: float, multiple: int) -> tuple[int, int]:

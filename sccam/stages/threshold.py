@@ -15,7 +15,7 @@ does not have; a rule here sees maps and colours, never a mask.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,6 +102,16 @@ def choose_threshold(maps: Iterable[MapAndImage], config: ThresholdConfig) -> fl
         return config.fixed
     best = np.flatnonzero(merit >= merit.max() - slack)
     return float(THRESHOLDS[best[len(best) // 2]])
+
+
+def colour_contrast(maps: Sequence[MapAndImage], config: ThresholdConfig) -> float:
+    """`contrast` at the threshold that the rule chooses: how well these maps tell an image's colours apart, in [0, 1].
+
+    Args:
+        maps, config: as in `choose_threshold`.
+    """
+    threshold = choose_threshold(maps, config)
+    return float(contrast(map(_checked, maps))[int(np.abs(THRESHOLDS - threshold).argmin())])
 
 
 def otsu(maps: Iterable[MapAndImage]) -> Merit:

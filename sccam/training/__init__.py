@@ -42,7 +42,8 @@ from sccam.training.labels import (
     train_affinity,
     walk,
 )
-from sccam.training.rounds import classify, cluster, find_prototypes, make_maps, reactivate
+from sccam.training.prototypes import find_prototypes
+from sccam.training.rounds import classify, cluster, make_maps, reactivate
 from sccam.training.scores import measure
 from sccam.training.segmenter import label_by_itself, predict, train_by_itself, train_segmenter
 

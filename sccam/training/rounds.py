@@ -1,7 +1,8 @@
 """Algorithm 1: each round clusters the features of the round before (Eq. 2), trains a classifier on classes and
 sub-categories (Eq. 3), and, where it is wanted, makes its activation maps (Eq. 1). Round 0 learns the classes alone.
 
-Two more rounds may follow that make other maps of the last classifier: reactivation and local prototypes.
+Two more rounds may follow that make other maps of the last classifier: reactivation, and local prototypes
+(prototypes.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from sccam.runtime.network_torch import pooled_features, score_views
 from sccam.stages.cam import activation_map, view_size
 from sccam.stages.classify import equivariance_loss, joint_loss, sub_weight_of
 from sccam.stages.cluster import cluster_subcategories
-from sccam.stages.prototypes import class_prototype
 from sccam.stages.reactivate import reactivation_loss
 from sccam.structures import ByteArray, SubcategoryLabels
 from sccam.training.context import RunContext
@@ -40,13 +40,13 @@ then differ in their sub-categories and in nothing else. Other seeds move the ma
 def cluster(run: RunContext, r: int) -> None:
     """Features of round r-1's classifier, or of the trunk as it came, clustered into the sub-categories of round r."""
     settings, stride, images = run.config.cluster, run.config.network.output_stride, run.train_images
-    before = _classifier(run, r - 1)
+    before = classifier_of(run, r - 1)
     trunk = before.backbone
     if settings.features == "pretrained":
         trunk = run.backbone(stride).eval()
         run.compute.place(trunk)
     net = before if settings.pool == "map" else None
-    features_of = pooled_features(trunk, run.compute, partial(_view, run, settings.scale), net)
+    features_of = pooled_features(trunk, run.compute, partial(view_of, run, settings.scale), net)
     found: list[tuple[int, int, np.ndarray]] = []  # class, row, feature
     every = np.arange(len(images.classes), dtype=np.int32)
     for n in run.watched(run.ranks.share(range(len(images)))):
@@ -153,7 +153,9 @@ def reactivate(run: RunContext, r: int) -> None:
         0,
         "reactivated",
     )
-    _begin_from(net, _classifier(run, r - 1))
+    before = classifier_of(run, r - 1)
+    net.backbone.load_state_dict(before.backbone.state_dict())
+    net.parent.load_state_dict(before.parent.state_dict())
     targets = torch.from_numpy(run.train_images.labels.present).float().to(run.compute.device)
 
     def counts_of(batch: TrainingBatch) -> Tensor:
@@ -189,59 +191,16 @@ def reactivate(run: RunContext, r: int) -> None:
     )
 
 
-@torch.inference_mode()
-def find_prototypes(run: RunContext, r: int) -> None:
-    """Round r: the last classifier with maps from local prototypes; nothing is trained."""
-    config, images, stride = run.config.prototypes, run.train_images, run.config.network.output_stride
-    before = _classifier(run, r - 1)
-    net = CamNet(run.backbone(stride), len(run.dataset.classes), 0, "prototypes")
-    _begin_from(net, before)
-    run.compute.place(net.eval())
-    parent = np.asarray(before.map_weight().float().cpu())
-    pixels: list[list[np.ndarray]] = [[] for _ in images.classes]
-    share = config.most / np.maximum(images.labels.present.sum(axis=0), 1)  # pixels that an image may give to a class
-    for n in run.watched(range(len(images))):
-        image, classes = read_image(images.paths[n]), np.flatnonzero(images.labels.present[n])
-        with run.compute.autocast():
-            inputs = run.compute.normalised(_view(run, 1.0, image)[None], net.backbone.mean, net.backbone.std)
-            features = before.backbone(inputs)[-1]
-        found = np.asarray(features[0].float().flatten(1).T.cpu())  # [h w D]
-        for c in classes.tolist():
-            scores = found @ parent[c]
-            chosen = np.flatnonzero(scores > config.least_map * max(float(scores.max()), 0.0))
-            chosen = chosen[:: max(1, int(np.ceil(len(chosen) / max(share[c], 1))))]
-            pixels[c].append(found[chosen])
-    assert net.second is not None
-    for c, found_of in enumerate(pixels):
-        rows = np.concatenate(found_of) if found_of else np.zeros((0, parent.shape[1]), np.float32)
-        if not len(rows):  # a class that no training image has, or that lights up nowhere
-            continue
-        vector = class_prototype(
-            rows, parent, c, config, seed=run.config.run.seed, fit=run.backends.function("k_means")
-        )
-        net.second.weight.data[c, :, 0, 0] = torch.from_numpy(vector)
-    run.write_network(
-        net, net.backbone, run.folder.classifier(r), kind="cam_net", stride=stride,
-        made_from={"subcategory_parent": [], "round": r, "maps": net.maps},
-    )  # fmt: skip
-
-
-def _view(run: RunContext, scale: float, image: ByteArray) -> ByteArray:
+def view_of(run: RunContext, scale: float, image: ByteArray) -> ByteArray:
     """The image as maps see it at a scale, its sides a multiple of the stride."""
     size = (image.shape[0], image.shape[1])
     factor = scale * run.config.cam.enlargement(size)
     return resize(image, view_size(size, factor, run.config.network.output_stride))
 
 
-def _begin_from(net: CamNet, before: CamNet) -> None:
-    """Trunk and head of the classes from another round's classifier."""
-    net.backbone.load_state_dict(before.backbone.state_dict())
-    net.parent.load_state_dict(before.parent.state_dict())
-
-
 def make_maps(run: RunContext, r: int) -> None:
     """Activation maps of the training images: all in the last round, the measurable ones before."""
-    views = score_views(_classifier(run, r), run.compute)
+    views = score_views(classifier_of(run, r), run.compute)
     images, config, merge = run.train_images, run.config, run.backends.function("merge")
     stride = config.network.output_stride
     rows = [n for n, id in enumerate(images.ids) if r == run.last_round or id in run.dataset.masks.paths]
@@ -255,7 +214,7 @@ def make_maps(run: RunContext, r: int) -> None:
         save_map(path, activation, (image.shape[0], image.shape[1]))
 
 
-def _classifier(run: RunContext, r: int) -> CamNet:
+def classifier_of(run: RunContext, r: int) -> CamNet:
     """The finished classifier of round r, at the stride of maps."""
     net = run.load(run.folder.classifier(r), "cam_net")
     assert isinstance(net, CamNet)

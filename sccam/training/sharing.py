@@ -56,7 +56,7 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
         elif kind == "reactivated":
             settings += [tables["reactivate"]]
         elif kind == "prototypes":
-            settings += [tables["prototypes"], tables["cam"]]
+            settings += [tables["prototypes"], tables["cam"], tables["threshold"]]
         last = key(f"round{r}/classify", last, *settings)
         maps = key(f"round{r}/maps", last, tables["cam"], r == config.last_round)
     threshold = key(

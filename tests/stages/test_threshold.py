@@ -12,6 +12,7 @@ from sccam.stages.threshold import (
     ThresholdConfig,
     alpha_of,
     choose_threshold,
+    colour_contrast,
     seed_labels,
     threshold_of,
 )
@@ -116,6 +117,18 @@ def test_contrast_equals_its_definition():
         below, above = colours[scores <= s], colours[scores > s]
         gap = np.square(below.mean(axis=0) - above.mean(axis=0)).sum()
         assert found == pytest.approx(len(below) * len(above) / len(scores) * gap / total, rel=TOLERANCE["definition"])
+
+
+def test_colour_contrast_is_taken_where_the_rule_puts_the_threshold():
+    pairs = [disc(seed=k) for k in range(4)]
+    merit, config = RULES["contrast"](iter(pairs)), ThresholdConfig("otsu_contrast")
+    chosen = choose_threshold(pairs, config)
+    assert colour_contrast(pairs, config) == pytest.approx(merit[np.flatnonzero(THRESHOLDS == chosen)[0]])
+    assert colour_contrast(pairs, ThresholdConfig("fixed", 0.3)) == pytest.approx(merit[THRESHOLDS.tolist().index(0.3)])
+    shuffled = [(np.random.default_rng(0).permuted(highest), image) for highest, image in pairs]
+    assert colour_contrast(shuffled, config) < 0.01 < 0.5 < colour_contrast(pairs, config)
+    with pytest.raises(ShapeError):
+        colour_contrast([(pairs[0][0][1:], pairs[0][1])], config)
 
 
 def test_the_two_together_choose_between_what_each_would():
