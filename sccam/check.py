@@ -195,8 +195,8 @@ def _masks(found: Survey, dataset: Dataset, workers: int) -> None:
 
 
 def _estimate(found: Survey, facts: dict[str, ImageFacts], dataset: Dataset, settings: RunConfig) -> None:
-    images, classify = len(dataset.train), settings.classify
-    views = sum(classify.epochs_of(r)[0] for r in range(len(settings.rounds))) * images
+    images = len(dataset.train)
+    views = sum(settings.epochs_of(r) for r in range(len(settings.rounds))) * images
     pixels = [fact.size[0] * fact.size[1] for fact in facts.values() if not fact.problem]
     mean = sum(pixels) / max(len(pixels), 1)
     seconds = (

@@ -127,6 +127,7 @@ def plan(data: Path | str, config: RunConfig | str, overrides: list[str] | None 
             *(check_cluster_counts(dataset, settings.cluster.k) if rounds else ()),
         ],
         "advice": advice(dataset, settings),
+        "rounds": list(settings.rounds),
         "classifier_steps": [
             settings.epochs_of(r) * max(1, len(dataset.train) // settings.classify.batch)
             for r in range(len(settings.rounds))
@@ -140,12 +141,13 @@ def plan(data: Path | str, config: RunConfig | str, overrides: list[str] | None 
 
 def plan_text(plan: dict[str, Any], folder: Path) -> str:
     """The plan as lines for a person."""
+    rounds = [f"{steps} ({kind})" for steps, kind in zip(plan["classifier_steps"], plan["rounds"], strict=True)]
     lines = [
         f"data        {plan['data']}: {plan['train_images']} training images, {plan['val_images']} for validation,"
         f" {len(plan['classes'])} classes, {plan['masks_for_measuring']} masks (for measuring only)",
         *(f"note        {warning}" for warning in plan["warnings"]),
         *(f"advice      {line}" for line in plan["advice"]),
-        f"classifier  steps by round: {', '.join(map(str, plan['classifier_steps']))}",
+        f"classifier  steps by round: {', '.join(rounds)}",
         f"affinity    {plan['affinity_steps']} steps",
         f"segmenter   {plan['segmenter_steps']} steps",
         f"run folder  {folder} (nothing was written)",

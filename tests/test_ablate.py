@@ -160,6 +160,13 @@ def test_a_setting_leaves_the_stages_before_it_alone():
     assert all(stage_files(stage) for stage in stages)
 
 
+@pytest.mark.parametrize(("subtract", "stage"), [("[1.0]", "threshold"), ("[0.0, 1.0]", "round1/classify")])
+def test_the_threshold_s_rule_is_read_where_maps_are_chosen(subtract, stage):
+    config = load_config("photos", ["classify.rounds=0", "prototypes.k=2", f"prototypes.subtract={subtract}"])
+    keys, other = (stage_keys(toml.override(config, [f"threshold.rule={rule}"]), "data") for rule in ("otsu", "fixed"))
+    assert next(name for name in keys if other[name] != keys[name]) == stage
+
+
 # Whole ablations
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sccam import cli
+from sccam import check, cli
 from sccam.check import Survey, check_folder
 from sccam.data.masks import read_mask, write_mask
 from sccam.data.sample import draw_sample
 from sccam.errors import DataError
+from sccam.recipe import load_config
 from sccam.run import plan
 
 
@@ -43,6 +44,14 @@ def test_a_sound_folder_has_no_fault_and_its_counts_are_those_of_the_tags(folder
     assert sum(found.mask_pixels.values()) == pytest.approx(1) and found.mask_pixels["background"] > 0.2
     smallest, _, largest = found.sizes
     assert smallest[0] * smallest[1] <= largest[0] * largest[1] and found.minutes > 0
+
+
+def test_a_round_without_training_takes_no_epochs(folder, monkeypatch):
+    def minutes(setting: str) -> float:
+        monkeypatch.setattr(check, "load_config", lambda name, settings: load_config(name, [*settings, setting]))
+        return checked(folder).minutes
+
+    assert minutes("prototypes.k=0") == minutes("prototypes.k=2") < minutes("reactivate.epochs=4800")
 
 
 def test_every_broken_image_and_every_wrong_mask_is_told_of_at_once(folder):

@@ -38,6 +38,7 @@ from sccam.data.sample import draw_sample
 from sccam.data.transforms import resize
 from sccam.errors import DataError, Interrupted, MaskError, RunFolderError
 from sccam.measure import ids_checksum
+from sccam.nets.cam_net import CamNet
 from sccam.origin import device_name
 from sccam.recipe import load_config
 from sccam.report.overview import GAP, TILE
@@ -400,6 +401,23 @@ def test_the_last_round_has_the_maps_that_tell_colours_apart_best(levered, datas
     same = [name for name in before if torch.equal(before[name], after[name])]
     assert set(before) - set(same) == (set() if best == 0 else {"second.weight"})
     assert f"maps: {['the classifier', 'prototypes less 0', 'prototypes less 1'][best]}" in watcher.messages[-1]
+
+
+@torch.inference_mode()
+def test_pixels_of_all_classes_fit_into_memory(levered, dataset, monkeypatch):
+    kept: list[int] = []
+    monkeypatch.setattr(prototypes, "kinds_of", lambda pixels, *_, **__: kept.append(len(pixels)))
+    run = context.RunContext(dataset, load_config("photos", LEVERS), RunFolder(levered.folder), Silent(), StopRequest())
+    net = run.load(levered.folder / "round2/cam_net.safetensors", "cam_net")
+    assert isinstance(net, CamNet)
+    prototypes._kinds(run, net)
+    all_of_them = sum(kept)
+    kept.clear()
+    monkeypatch.setattr(prototypes, "MOST_BYTES", 7 * 4 * net.parent.weight.numel())
+    prototypes._kinds(run, net)
+    images = int(dataset.train.labels.present.sum())  # of each class; what an image gives is rounded up
+    assert sum(kept) <= 7 * len(dataset.classes) + images
+    assert sum(kept) < all_of_them / 2
 
 
 def test_maps_are_compared_as_they_will_be_made(levered, dataset):

@@ -20,6 +20,7 @@ from sccam.training.context import RunContext
 from sccam.training.rounds import classifier_of, view_of
 
 MOST_IMAGES = 100  # that maps are compared on
+MOST_BYTES = 1 << 30  # of the pixels of all classes that are kept in memory
 MOST_CELLS = 128  # along the longer side of a map that is compared
 
 
@@ -59,7 +60,8 @@ def _kinds(run: RunContext, net: CamNet) -> list[tuple[int, Kinds]]:
     config, images = run.config.prototypes, run.train_images
     parent = np.asarray(net.map_weight().float().cpu())
     pixels: list[list[np.ndarray]] = [[] for _ in images.classes]
-    share = config.most / np.maximum(images.labels.present.sum(axis=0), 1)  # pixels that an image may give to a class
+    most = min(config.most, MOST_BYTES // parent.nbytes)
+    share = most / np.maximum(images.labels.present.sum(axis=0), 1)  # pixels that an image may give to a class
     for n in run.watched(range(len(images))):
         classes = np.flatnonzero(images.labels.present[n])
         features = _features(run, net, view_of(run, 1.0, read_image(images.paths[n]))[None])

@@ -56,7 +56,8 @@ def stage_keys(config: RunConfig, data: str) -> dict[str, str]:
         elif kind == "reactivated":
             settings += [tables["reactivate"]]
         elif kind == "prototypes":
-            settings += [tables["prototypes"], tables["cam"], tables["threshold"]]
+            settings += [tables["prototypes"], tables["cam"]]
+            settings += [tables["threshold"]] if len(config.prototypes.subtract) > 1 else []  # maps are compared
         last = key(f"round{r}/classify", last, *settings)
         maps = key(f"round{r}/maps", last, tables["cam"], r == config.last_round)
     threshold = key(
