@@ -31,7 +31,8 @@ def find_prototypes(run: RunContext, r: int) -> None:
     before = classifier_of(run, r - 1)
     kinds = _kinds(run, before)
     scale = scale_of(kinds, config)
-    weights = np.zeros((len(config.subtract), *before.map_weight().shape), np.float32)  # [n C D]
+    own = np.asarray(before.map_weight().float().cpu())  # what a class that lights up nowhere keeps
+    weights = np.repeat(own[None], len(config.subtract), axis=0)  # [n C D]
     for c, found in kinds:
         for weight, share in zip(weights, config.subtract, strict=True):
             weight[c] = class_prototype(found, c, config, scale=scale, subtract=share)
