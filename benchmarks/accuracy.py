@@ -108,8 +108,9 @@ def measured(name: str, out: Path) -> dict[str, Any]:
 def _places_of(run: Path, here: dict[str, str]) -> set[str]:
     """Where the stages of a run were done: code, device and precision."""
     state, precision = read_json(run / "run.json"), read_json(run / "scores.json")["precision"]
-    stages = [{**state.get("kept", here), **found} for found in state["finished"].values()]
-    return {f"commit {found['commit']}, {found['device']}, {precision}" for found in stages}
+    run_wide = {"precision": precision, **state.get("kept", here)}
+    stages = [{**run_wide, **found} for found in state["finished"].values()]
+    return {f"commit {found['commit']}, {found['device']}, {found['precision']}" for found in stages}
 
 
 def seeds_in(out: Path) -> list[int]:

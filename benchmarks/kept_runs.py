@@ -17,7 +17,7 @@ import numpy as np
 from sccam.artifacts import read_arrays, read_json, write_arrays
 
 TEXTS = ("config.toml", "scores.json", "walk.json")
-OF_STAGE = ("seconds", "commit", "device")  # what run.json tells of one, and is kept
+OF_STAGE = ("seconds", "commit", "device", "precision")  # what run.json tells of one, and is kept
 PRESET = 9  # a dictionary of 64 MiB finds what the counts of variants have in common
 
 

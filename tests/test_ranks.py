@@ -36,10 +36,10 @@ SETTINGS = [
     *OVERRIDES, "network.backbone=test_resnet", "network.weights=none", "classify.batch=5", "classify.dropout=0.3",
     "classify.equivariance=0.5", "classify.epochs=[3]", "reactivate.epochs=1", "prototypes.k=2", "segment.balance=0.5",
     "segment.average=0.5", "segment.self_epochs=1", "segment.epochs=2", "segment.optimiser.name=sgd",
-    "segment.optimiser.lr=1e-2",
+    "segment.optimiser.lr=1.0", "segment.optimiser.head_factor=0.01", "segment.optimiser.head_bias_factor=0.01",
 ]  # fmt: skip
 """The segmenter of so few steps calls everything background, and has next to no gradient when it learns from that:
-Adam would make whole steps of the roundings in it."""
+Adam would make whole steps of the roundings in it. At these rates a step moves every tensor by more than 1e-5."""
 STEPPING = """
 import time
 from sccam import fit

@@ -420,6 +420,23 @@ def test_pixels_of_all_classes_fit_into_memory(levered, dataset, monkeypatch):
     assert sum(kept) < all_of_them / 2
 
 
+@torch.inference_mode()
+def test_maps_of_large_images_are_compared_on_a_coarser_grid(levered, dataset, monkeypatch):
+    sizes: list[tuple[int, ...]] = []
+
+    def noted(pairs: list[tuple[np.ndarray, np.ndarray]], config: Any) -> float:
+        sizes.extend(highest.shape for highest, _ in pairs)
+        return 0.5
+
+    monkeypatch.setattr(prototypes, "MOST_CELLS", 8)
+    monkeypatch.setattr(prototypes, "colour_contrast", noted)
+    run = context.RunContext(dataset, load_config("photos", LEVERS), RunFolder(levered.folder), Silent(), StopRequest())
+    net = run.load(levered.folder / "round2/cam_net.safetensors", "cam_net")
+    assert isinstance(net, CamNet)
+    assert prototypes._contrasts(run, net, np.asarray(net.map_weight())[None]) == [0.5, 0.5]
+    assert len(sizes) == 2 * len(dataset.train) and 5 <= max(max(size) for size in sizes) <= 8
+
+
 def test_maps_are_compared_as_they_will_be_made(levered, dataset):
     """Contrasts of the last round's choice, from the maps that were then stored."""
     _, found = read_weights_with_manifest(levered.folder / "round3/cam_net.safetensors")

@@ -102,11 +102,11 @@ def activation_map(
         merge: how views become maps; by default the form above, the paper's.
     """
     if len(classes) == 0:  # an image without tags has no map
-        return ActivationMap(np.zeros((0, *map_grid(image, config)), np.float32), classes)
+        return ActivationMap(np.zeros((0, *_map_grid(image, config)), np.float32), classes)
     return ActivationMap(merged_views(image, classes, score_views, config, multiple=multiple, merge=merge), classes)
 
 
-def map_grid(image: ByteArray, config: CamConfig) -> tuple[int, int]:
+def _map_grid(image: ByteArray, config: CamConfig) -> tuple[int, int]:
     """(h, w) of the map of an image u8 [H W 3]."""
     return -(-image.shape[0] // config.grid_stride), -(-image.shape[1] // config.grid_stride)
 
@@ -128,7 +128,7 @@ def merged_views(
         view = resize(image, view_size((height, width), factor, multiple if config.round_sizes else 1))
         views = np.stack([view, view[:, ::-1]]) if config.flip else view[None]
         scores.append(score_views(views, classes).float().cpu().numpy())
-    return merge(scores, map_grid(image, config), flip=config.flip)
+    return merge(scores, _map_grid(image, config), flip=config.flip)
 
 
 def view_size(size: tuple[int, int], scale: float, multiple: int) -> tuple[int, int]:

@@ -91,7 +91,8 @@ class RunContext:
         self.workers = worker_count(config.run.workers, self.ranks.beside)
         self.backends = config.backends.resolved()
         self.last_round = config.last_round
-        self._place = {"commit": commit(), "device": device_name(self.compute.device)} if self.ranks.first else {}
+        place = {"device": device_name(self.compute.device), "precision": self.compute.precision}
+        self._place = {"commit": commit(), **place} if self.ranks.first else {}
 
     def stage(self, name: str, work: Callable[[], None], *, shared: bool = False) -> None:
         """Does the work of a stage and marks it finished; a stage that is finished already is skipped.
