@@ -7,10 +7,11 @@
 Source: Chen and Sun, Extracting Class Activation Maps from Non-Discriminative Features as well (LPCAM), CVPR 2023,
 §4.1; its numbers are the defaults here. A mean of cosines is the cosine with the mean, so a class needs one vector, and
 the exported graph stays a 1x1 convolution, after a division by the length.
-Differs: at most `most` pixels a class are clustered, drawn evenly. Two settings are ours. A classifier that was trained
-for long has logits so large that it is sure of every pixel, and no kind is left for B_c: `margin` brings them to a
-scale. Where classes share what surrounds them, subtracting it helps; where they share a part of themselves, it takes
-that part away: with several shares in `subtract` the images choose s, or the classifier's own maps.
+Differs: at most `most` pixels a class are clustered, drawn evenly. A class that is surely none of its kinds has all
+that are nearly the surest in F_c. Two settings are ours. A classifier that was trained for long has logits so large
+that it is sure of every pixel, and no kind is left for B_c: `margin` brings them to a scale. Where classes share what
+surrounds them, subtracting it helps; where they share a part of themselves, it takes that part away: with several
+shares in `subtract` the images choose s, or the classifier's own maps.
 
     symbol   name here    shape
     f        pixels       [M D]
@@ -115,8 +116,8 @@ def class_prototype(
     """
     probability = _softmax(kinds.logits / scale)[:, c]
     own = probability >= config.foreground
-    if not own.any():  # a class that the classifier is not sure of anywhere keeps its surest kind
-        own = probability == probability.max()
+    if not own.any():  # a class that the classifier is not sure of anywhere keeps its surest kinds
+        own = probability >= config.foreground * probability.max()
     result = kinds.centres[own].mean(axis=0)
     beside = (probability >= config.context) & ~own  # what is surely another class says nothing about this one
     return np.asarray(result - subtract * kinds.centres[beside].mean(axis=0) if beside.any() else result, np.float32)

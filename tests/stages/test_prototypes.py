@@ -41,6 +41,11 @@ def test_a_class_that_is_nowhere_sure_keeps_its_surest_kind(rng):
     assert vector == pytest.approx([0, 0, 0, 1], abs=0.03)
 
 
+def test_a_class_that_is_nowhere_sure_keeps_all_kinds_that_are_nearly_its_surest():
+    kinds = Kinds(np.eye(3, dtype=np.float32), np.array([[0.2, 1], [0.25, 1], [-3, 1]], np.float32))  # 0.31, 0.32, 0.02
+    assert class_prototype(kinds, 0, PrototypeConfig(k=3)) == pytest.approx([0.5, 0.5, 0])
+
+
 def test_one_pixel_is_enough_and_length_does_not_matter(rng):
     one = np.array([[5, 0, 0, 0]], np.float32)
     assert prototype(one, 0, 12) == pytest.approx([1, 0, 0, 0])
