@@ -127,7 +127,7 @@ _SPEC = {"name": str, "dtype": str, "shape": list}
 _MADE_FROM = {
     "output_stride?": CELLS, "subcategory_parent?": [COUNT], "maps?": ("parent", "reactivated", "prototypes"),
     "affinity?": str, "radius?": CELLS, "rates?": [CELLS], "scales?": [Number(1e-3, 8)], "long_side?": SIDE,
-    "pad_multiple?": CELLS,
+    "pad_multiple?": CELLS, "subtract?": Maybe(SHARE),
 }  # fmt: skip
 MANIFEST = {
     "file": str, "sha256": str, "kind": str, "backbone": str, "classes": [str], "mean": [SHARE, 3],

@@ -29,7 +29,15 @@ import torch
 from PIL import Image
 
 from sccam import cli
-from sccam.artifacts import RunFolder, read_arrays, read_json, read_weights_with_manifest, sha256
+from sccam.artifacts import (
+    RunFolder,
+    manifest_path,
+    read_arrays,
+    read_json,
+    read_weights_with_manifest,
+    sha256,
+    write_json,
+)
 from sccam.data import open_dataset
 from sccam.data.examples import example_rows
 from sccam.data.images import read_image
@@ -41,6 +49,7 @@ from sccam.measure import ids_checksum
 from sccam.nets.cam_net import CamNet
 from sccam.origin import device_name
 from sccam.recipe import load_config
+from sccam.report.facts import round_table
 from sccam.report.overview import GAP, TILE
 from sccam.run import plan, train
 from sccam.runtime.backends import Backends
@@ -65,6 +74,7 @@ OVERRIDES = [
     "classify.augment.long_side=[56, 72]",
     "cam.scales=[1.0]",
     "cam.long_side=0",
+    "prototypes.k=0",
     "affinity.epochs=1",
     "affinity.batch=4",
     "affinity.augment.crop=64",
@@ -421,6 +431,24 @@ def test_pixels_of_all_classes_fit_into_memory(levered, dataset, monkeypatch):
 
 
 @torch.inference_mode()
+def test_pixels_come_from_some_images_of_every_class(levered, dataset, monkeypatch):
+    seen: list[Path] = []
+
+    def noted(path: Path) -> np.ndarray:
+        seen.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(prototypes, "MOST_IMAGES", 2)
+    monkeypatch.setattr(prototypes, "read_image", noted)
+    run = context.RunContext(dataset, load_config("photos", LEVERS), RunFolder(levered.folder), Silent(), StopRequest())
+    net = run.load(levered.folder / "round2/cam_net.safetensors", "cam_net")
+    assert isinstance(net, CamNet)
+    prototypes._kinds(run, net)
+    present = dataset.train.labels.present[[dataset.train.paths.index(path) for path in seen]]
+    assert present.any(axis=0).all() and len(seen) <= 2 * len(dataset.classes) < len(dataset.train)
+
+
+@torch.inference_mode()
 def test_maps_of_large_images_are_compared_on_a_coarser_grid(levered, dataset, monkeypatch):
     sizes: list[tuple[int, ...]] = []
 
@@ -449,6 +477,18 @@ def test_maps_are_compared_as_they_will_be_made(levered, dataset):
         pairs.append((highest, resize(read_image(path), (highest.shape[0], highest.shape[1]))))
     chosen = colour_contrast(pairs, load_config("photos", LEVERS).threshold)
     assert chosen == pytest.approx(max(contrasts), rel=ROUNDED_MAPS)
+
+
+def test_the_report_says_what_a_round_s_maps_are_of(levered, tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        shutil.copytree(levered.folder, folder.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("lock"))
+        path = manifest_path(folder.classifier(3))
+        manifest = read_json(path)
+        manifest["made_from"] |= {"maps": "prototypes", "subtract": 0.25}
+        write_json(path, manifest)
+        rows = [row["maps"] for row in round_table(folder)]
+    of_class = "the classifier's weights"
+    assert rows == [of_class, of_class, "reactivated weights", "local prototypes, less 0.25 of the context"]
 
 
 def test_levels_of_the_classifiers_that_are_frozen_learn_in_the_other_networks(levered):

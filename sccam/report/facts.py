@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sccam.artifacts import RunFolder, read_arrays, read_json
+from sccam.artifacts import RunFolder, manifest_path, read_arrays, read_json, read_manifest
 from sccam.data.masks import read_mask
 from sccam.records import EPOCH, PARITY, check
 from sccam.report.charts import Series, chart
@@ -18,6 +18,7 @@ from sccam.stages.evaluate import ConfusionMatrix
 from sccam.structures import Dataset
 
 Row = dict[str, Any]
+MAPS = {"parent": "the classifier's weights", "reactivated": "reactivated weights", "prototypes": "local prototypes"}
 COLUMNS = {"fixed": "fixed", "image_only": "from images alone", "oracle": "oracle", "labels": ""}
 
 
@@ -32,7 +33,7 @@ def round_table(folder: RunFolder) -> list[Row]:
     hidden = {row["round"]: row for row in scores.get("hidden", [])}
     table = []
     for r in folder.rounds:
-        row: Row = {"round": r, "clusters": _clusters(folder, r)}
+        row: Row = {"round": r, "clusters": _clusters(folder, r), "maps": _maps(folder, r)}
         for found in scores["rows"]:
             if found["stage"] == f"maps/round{r}":
                 row[found["column"]] = found["miou"]
@@ -161,6 +162,16 @@ def _only_k(settings: Sequence[str]) -> int | None:
     free = {"run.until", "classify.rounds", "measure.every_round", "measure.train_segmenter"}
     others = set(values) - free - {"cluster.k"}
     return int(values["cluster.k"]) if "cluster.k" in values and not others else None
+
+
+def _maps(folder: RunFolder, r: int) -> str | None:
+    """What a round's maps are made of."""
+    path = folder.classifier(r)
+    if not manifest_path(path).exists():
+        return None
+    made_from = read_manifest(path).made_from
+    share = made_from.get("subtract")
+    return MAPS[made_from.get("maps", "parent")] + (f", less {share:g} of the context" if share else "")
 
 
 def _clusters(folder: RunFolder, r: int) -> int | None:

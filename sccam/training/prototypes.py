@@ -11,6 +11,7 @@ from torch.nn.functional import normalize, relu
 
 from sccam.data.images import read_image
 from sccam.data.transforms import resize
+from sccam.errors import NumericError
 from sccam.nets.cam_net import CamNet
 from sccam.stages.cam import merged_views
 from sccam.stages.prototypes import Kinds, class_prototype, kinds_of, scale_of
@@ -19,7 +20,8 @@ from sccam.structures import ByteArray, FloatArray, IntArray
 from sccam.training.context import RunContext
 from sccam.training.rounds import classifier_of, view_of
 
-MOST_IMAGES = 100  # that maps are compared on
+MOST_IMAGES = 1000  # of a class, that its pixels are of
+MOST_COMPARED = 100  # images that maps are compared on
 MOST_BYTES = 1 << 30  # of the pixels of all classes that are kept in memory
 MOST_CELLS = 128  # along the longer side of a map that is compared
 
@@ -61,20 +63,32 @@ def _kinds(run: RunContext, net: CamNet) -> list[tuple[int, Kinds]]:
     config, images = run.config.prototypes, run.train_images
     parent = np.asarray(net.map_weight().float().cpu())
     pixels: list[list[np.ndarray]] = [[] for _ in images.classes]
+    present = images.labels.present
+    rows = sorted({n for of_class in present.T for n in _some(np.flatnonzero(of_class), MOST_IMAGES)})
     most = min(config.most, MOST_BYTES // parent.nbytes)
-    share = most / np.maximum(images.labels.present.sum(axis=0), 1)  # pixels that an image may give to a class
-    for n in run.watched(range(len(images))):
-        classes = np.flatnonzero(images.labels.present[n])
+    share = most / np.maximum(present[rows].sum(axis=0), 1)  # pixels that an image may give to a class
+    for n in run.watched(rows):
+        classes = np.flatnonzero(present[n])
         features = _features(run, net, view_of(run, 1.0, read_image(images.paths[n]))[None])
         found = np.asarray(features[0].flatten(1).T.cpu())  # [h w D]
+        if not np.isfinite(found).all():
+            raise NumericError(
+                "a feature is NaN or infinite", where=f"image {images.ids[n]}", why="the classifier diverged",
+                fix="lower classify.optimiser.lr and train again",
+            )  # fmt: skip
         for c in classes.tolist():
             scores = found @ parent[c]
             chosen = np.flatnonzero(scores > config.least_map * max(float(scores.max()), 0.0))
             chosen = chosen[:: max(1, int(np.ceil(len(chosen) / max(share[c], 1))))]
             pixels[c].append(found[chosen])
     seed, fit = run.config.run.seed, run.backends.function("k_means")
-    rows = [(c, np.concatenate(found)) for c, found in enumerate(pixels) if found]
-    return [(c, kinds_of(found, parent, config, seed=seed, fit=fit)) for c, found in rows if len(found)]
+    whole = [(c, np.concatenate(found)) for c, found in enumerate(pixels) if found]
+    return [(c, kinds_of(found, parent, config, seed=seed, fit=fit)) for c, found in whole if len(found)]
+
+
+def _some(rows: np.ndarray, most: int) -> list[int]:
+    """Every n-th of them, so that at most so many are left."""
+    return [int(n) for n in rows[:: max(1, -(-len(rows) // most))]]
 
 
 def _contrasts(run: RunContext, net: CamNet, weights: FloatArray) -> list[float]:
@@ -90,8 +104,7 @@ def _contrasts(run: RunContext, net: CamNet, weights: FloatArray) -> list[float]
         others = relu(torch.einsum("vdhw,npd->vnphw", normalize(features, dim=1), second[:, index]))
         return torch.cat([own, others.flatten(1, 2)], dim=1)
 
-    rows = np.flatnonzero(images.labels.present.any(axis=1))
-    for n in run.watched(rows[:: max(1, -(-len(rows) // MOST_IMAGES))].tolist()):
+    for n in run.watched(_some(np.flatnonzero(images.labels.present.any(axis=1)), MOST_COMPARED)):
         image = read_image(images.paths[n])
         classes = np.flatnonzero(images.labels.present[n]).astype(np.int32)
         cam = replace(run.config.cam, grid_stride=max(run.config.cam.grid_stride, -(-max(image.shape) // MOST_CELLS)))
