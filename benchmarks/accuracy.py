@@ -46,7 +46,8 @@ SHOWN = {  # rows of README's table
     "no-rounds": "our first settings, no rounds, 12 epochs",
     "three-lengths": "no rounds, 48 epochs, mean of three walks, balanced segmenter",
     "fast-heads": "the row above, an affinity network at four times the rate, scores not sharpened",
-    "shipped": "**`-c photos`**: the row above, a segmenter with heads at its trunk's rate, one scale, more epochs",
+    "no-prototypes": "the row above, a segmenter with heads at its trunk's rate, one scale, more epochs",
+    "shipped": "**`-c photos`**: the row above, maps from local prototypes",
 }
 COLUMNS = {  # of the tables: (stage, column, split) of a row
     "maps": ("maps", "image_only", "train"),

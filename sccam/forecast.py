@@ -31,6 +31,7 @@ from sccam.stop import StopRequest
 from sccam.structures import Dataset, LabelSet, TaggedImages, TrueMasks
 from sccam.training import Reporter, Silent, scores_stage, train_all
 from sccam.training.labels import MOST_WALKED
+from sccam.training.prototypes import images_of_pixels
 from sccam.training.scores import peak_memory_mb
 from sccam.training.segmenter import SHOWN
 
@@ -188,7 +189,8 @@ def _stages(
         if kind == "subcategories":
             yield entry(f"round{r}/cluster", f"{like}/cluster", train, "images", _clustering(settings, dataset, folder))
         if kind == "prototypes":
-            yield entry(f"round{r}/classify", f"{like}/classify", train, "images")
+            looked_at = len(images_of_pixels(dataset.train.labels.present))
+            yield entry(f"round{r}/classify", f"{like}/classify", looked_at, "images")
         else:
             batches = steps(settings.epochs_of(r), settings.classify.batch)
             yield entry(f"round{r}/classify", f"{like}/classify", batches, "steps")

@@ -154,8 +154,8 @@ def test_the_plan_as_json_holds_the_settings_and_the_steps(sccam: Cli, sample: P
     overrides = ["--set", "classify.batch=4", "--set", "classify.epochs=[2, 3]", "--set", "classify.rounds=2"]
     code, out, _ = sccam("train", sample, "-c", "photos", "--dry-run", "--json", *overrides)
     plan = json.loads(out)
-    assert code == 0 and plan["train_images"] == 8 and plan["classifier_steps"] == [4, 6, 6]
-    assert plan["rounds"] == ["plain", "subcategories", "subcategories"]
+    assert code == 0 and plan["train_images"] == 8 and plan["classifier_steps"] == [4, 6, 6, 0]
+    assert plan["rounds"] == ["plain", "subcategories", "subcategories", "prototypes"]
     expected = load_config("photos", overrides[1::2])
     assert from_mapping(RunConfig, plan["config"]) == expected
     assert any("fewer than K" in warning for warning in plan["warnings"])

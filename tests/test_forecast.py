@@ -18,8 +18,8 @@ from tests.test_run import OVERRIDES
 
 SMALL = [*OVERRIDES, "network.backbone=test_resnet", "network.weights=none"]
 MORE = [
-    "reactivate.epochs=2", "prototypes.k=2", "segment.self_epochs=2", "classify.epochs=[2, 3]", "affinity.epochs=2",
-    "walk.rule=contrast",
+    "reactivate.epochs=2", "prototypes.k=2", "prototypes.subtract=[1.0]", "segment.self_epochs=2",
+    "classify.epochs=[2, 3]", "affinity.epochs=2", "walk.rule=contrast",
 ]  # fmt: skip
 
 
@@ -46,7 +46,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], MORE, ["run.until=maps", "measure.every_round=false"]])
-def test_the_stages_and_their_items_are_those_of_the_run(data, tmp_path, more):
+def test_the_stages_and_their_items_are_those_of_the_run(data, tmp_path, monkeypatch, more):
+    monkeypatch.setattr("sccam.training.prototypes.MOST_IMAGES", 3)
     torch.set_num_threads(1)
     before = sorted(data.rglob("*"))
     found = forecast(data, "photos", [*SMALL, *more])

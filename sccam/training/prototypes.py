@@ -16,7 +16,7 @@ from sccam.nets.cam_net import CamNet
 from sccam.stages.cam import merged_views
 from sccam.stages.prototypes import Kinds, class_prototype, kinds_of, scale_of
 from sccam.stages.threshold import MapAndImage, colour_contrast
-from sccam.structures import ByteArray, FloatArray, IntArray
+from sccam.structures import BoolArray, ByteArray, FloatArray, IntArray
 from sccam.training.context import RunContext
 from sccam.training.rounds import classifier_of, view_of
 
@@ -61,29 +61,36 @@ def find_prototypes(run: RunContext, r: int) -> None:
 def _kinds(run: RunContext, net: CamNet) -> list[tuple[int, Kinds]]:
     """(c, the kinds of its pixels) of every class c that lights up in a training image that has it."""
     config, images = run.config.prototypes, run.train_images
-    parent = np.asarray(net.map_weight().float().cpu())
+    weight = net.map_weight().float()
+    parent = np.asarray(weight.cpu())
     pixels: list[list[np.ndarray]] = [[] for _ in images.classes]
     present = images.labels.present
-    rows = sorted({n for of_class in present.T for n in _some(np.flatnonzero(of_class), MOST_IMAGES)})
+    rows = images_of_pixels(present)
     most = min(config.most, MOST_BYTES // parent.nbytes)
     share = most / np.maximum(present[rows].sum(axis=0), 1)  # pixels that an image may give to a class
     for n in run.watched(rows):
         classes = np.flatnonzero(present[n])
-        features = _features(run, net, view_of(run, 1.0, read_image(images.paths[n]))[None])
-        found = np.asarray(features[0].flatten(1).T.cpu())  # [h w D]
+        features = _features(run, net, view_of(run, 1.0, read_image(images.paths[n]))[None])[0].flatten(1).T  # [h w D]
+        # By PyTorch: after NumPy's product its threads go on spinning, and halve the speed of the next network's run
+        scores = np.asarray((features @ weight[classes].T).cpu())  # [h w c]
+        found = np.asarray(features.cpu())
         if not np.isfinite(found).all():
             raise NumericError(
                 "a feature is NaN or infinite", where=f"image {images.ids[n]}", why="the classifier diverged",
                 fix="lower classify.optimiser.lr and train again",
             )  # fmt: skip
-        for c in classes.tolist():
-            scores = found @ parent[c]
-            chosen = np.flatnonzero(scores > config.least_map * max(float(scores.max()), 0.0))
+        for c, of_class in zip(classes.tolist(), scores.T, strict=True):
+            chosen = np.flatnonzero(of_class > config.least_map * max(float(of_class.max()), 0.0))
             chosen = chosen[:: max(1, int(np.ceil(len(chosen) / max(share[c], 1))))]
             pixels[c].append(found[chosen])
     seed, fit = run.config.run.seed, run.backends.function("k_means")
     whole = [(c, np.concatenate(found)) for c, found in enumerate(pixels) if found]
     return [(c, kinds_of(found, parent, config, seed=seed, fit=fit)) for c, found in whole if len(found)]
+
+
+def images_of_pixels(present: BoolArray) -> list[int]:
+    """Images whose pixels are clustered: at most MOST_IMAGES are taken for each class. present [N C]."""
+    return sorted({n for of_class in present.T for n in _some(np.flatnonzero(of_class), MOST_IMAGES)})
 
 
 def _some(rows: np.ndarray, most: int) -> list[int]:
