@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from sccam.export import pamr
 from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.boundary_net import BoundaryNet
-from sccam.nets.cam_net import CamNet
+from sccam.nets.cam_net import CamNet, lengths
 from sccam.nets.deeplab import DeepLab
 from sccam.structures import IntArray
 
@@ -58,10 +58,10 @@ class MapGraph(Graph):
         scores = net.parent(features)
         if net.second is None:
             return F.relu(scores), scores.mean(dim=(2, 3))
-        weight = net.map_weight()[:, :, None, None]
+        maps = F.relu(F.conv2d(features, net.map_weight()[:, :, None, None]))
         if net.maps == "prototypes":
-            features = F.normalize(features, dim=1)
-        return F.relu(F.conv2d(features, weight)), scores.mean(dim=(2, 3))
+            maps = maps / lengths(features)
+        return maps, scores.mean(dim=(2, 3))
 
 
 class AffinityGraph(Graph):

@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from sccam.nets.backbones import Backbone
 from sccam.nets.dropout import ChannelDropout
 
+SHORTEST = 1e-4  # root of the mean square of features that are divided by it, a normal number of fp16
+
 
 class CamNet(nn.Module):
     """A trunk with a parent head of C classes and, in rounds 1 to 3, a head of S sub-categories.
@@ -73,14 +75,19 @@ class CamNet(nn.Module):
 
     def rectified(self, features: Tensor, weight: Tensor) -> Tensor:
         """Features [N D h w], weights [P D] -> maps [N P h w]."""
-        if self.maps == "prototypes":
-            features = F.normalize(features, dim=1)
-        return F.relu(torch.einsum("ndhw,pd->nphw", features, weight))
+        maps = F.relu(torch.einsum("ndhw,pd->nphw", features, weight))
+        return maps / lengths(features) if self.maps == "prototypes" else maps
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by role: trunk "weights" and "norms", "heads", "head_biases" (none here)."""
         heads = [p for head in (self.parent, self.sub, self.second) if head is not None for p in head.parameters()]
         return {**self.backbone.parameter_groups(), "heads": heads, "head_biases": []}
+
+
+def lengths(features: Tensor) -> Tensor:
+    """|f| of every pixel, [N D h w] -> [N 1 h w]; from a mean of squares, as their sum can leave the range of fp16."""
+    squares = features.square().mean(dim=1, keepdim=True)
+    return squares.sqrt().clamp(min=SHORTEST) * features.shape[1] ** 0.5
 
 
 def _pool(features: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, relu
+from torch.nn.functional import relu
 
 from sccam.data.images import read_image
 from sccam.data.transforms import resize
 from sccam.errors import NumericError
-from sccam.nets.cam_net import CamNet
+from sccam.nets.cam_net import CamNet, lengths
 from sccam.stages.cam import merged_views
 from sccam.stages.prototypes import Kinds, class_prototype, kinds_of, scale_of
 from sccam.stages.threshold import MapAndImage, colour_contrast
@@ -108,8 +108,8 @@ def _contrasts(run: RunContext, net: CamNet, weights: FloatArray) -> list[float]
         index = torch.as_tensor(classes, device=run.compute.device).long()
         features = _features(run, net, views)
         own = net.rectified(features, net.map_weight()[index])
-        others = relu(torch.einsum("vdhw,npd->vnphw", normalize(features, dim=1), second[:, index]))
-        return torch.cat([own, others.flatten(1, 2)], dim=1)
+        others = relu(torch.einsum("vdhw,npd->vnphw", features, second[:, index])).flatten(1, 2) / lengths(features)
+        return torch.cat([own, others], dim=1)
 
     for n in run.watched(_some(np.flatnonzero(images.labels.present.any(axis=1)), MOST_COMPARED)):
         image = read_image(images.paths[n])

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from sccam.nets.affinity_net import AffinityNet
 from sccam.nets.backbones import Backbone
 from sccam.nets.boundary_net import BoundaryNet
-from sccam.nets.cam_net import CamNet
+from sccam.nets.cam_net import CamNet, lengths
 from sccam.nets.deeplab import DeepLab, Pyramid
 
 
@@ -80,6 +80,15 @@ def test_other_maps_are_their_formula_and_leave_the_logits_alone(images, maps, t
     plain = CamNet(net.backbone, classes=5).eval()
     plain.parent.load_state_dict(net.parent.state_dict())
     assert torch.equal(net(images)[0], plain(images)[0])
+
+
+def test_lengths_stay_within_fp16_and_features_of_nothing_have_one():
+    features = torch.full((1, 2048, 1, 2), 200.0, dtype=torch.float16)  # the sum of their squares is beyond fp16
+    features[..., 1] = 0
+    found = lengths(features)
+    assert found.shape == (1, 1, 1, 2) and found.isfinite().all()
+    assert found[0, 0, 0, 0].item() == pytest.approx(200 * 2048**0.5, rel=1e-3)
+    assert (features / found)[..., 1].eq(0).all()
 
 
 def test_dropout_touches_logits_in_training_and_never_maps_or_features(images):
